@@ -1,0 +1,382 @@
+"""Frozen records that cross a border between two stages."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from in_memory_datasets.errors import ConfigError, SampleError
+
+FORMAT_VERSION = 1
+
+# Every reason a sample can fail for. The order is part of the store format (rows.arrow keeps a number), so new
+# ones are appended.
+REASONS: tuple[str, ...] = (
+    "",
+    "dns",
+    "tls",
+    "refused",
+    "reset",
+    "timeout",
+    "http_404",
+    "http_410",
+    "http_451",
+    "http_403",
+    "http_401",
+    "http_429",
+    "http_status",
+    "too_large",
+    "truncated",
+    "redirect",
+    "blocked_address",
+    "opt_out",
+    "not_found",
+    "not_media",
+    "corrupt",
+    "too_many_pixels",
+    "missing_extra",
+    "empty",
+    "bad_row",
+    "bad_url",
+    "permission",
+    "unreadable",
+    "checksum",
+)
+STAGES: tuple[str, ...] = ("", "row", "fetch", "decode")
+
+SourceKind = Literal["url", "path", "fsspec", "bytes", "object"]
+Stage = Literal["row", "fetch", "decode"]
+Resize = Literal["stretch", "crop", "pad"]
+AudioDtype = Literal["float32", "int16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where one sample's bytes are.
+
+    Attributes:
+        kind: "url" (http or https), "path" (a local file), "fsspec" (any other URL), "bytes" (encoded, inline) or
+            "object" (already decoded: a PIL picture, a numpy array, an {"array", "sampling_rate"} mapping).
+        value: The URL, the path, the bytes or the object.
+        name: A file name that may serve the decoder as a hint, never as proof.
+    """
+
+    kind: SourceKind
+    value: Any
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        """Show the source without credentials and without data, as reports and stores keep it."""
+        if self.kind in ("url", "fsspec"):
+            return strip_credentials(str(self.value))
+        if self.kind == "path":
+            return str(self.value)
+        if self.kind == "bytes":
+            return f"<{len(self.value)} bytes{' of ' + self.name if self.name else ''}>"
+        return f"<{type(self.value).__name__}{' ' + self.name if self.name else ''}>"
+
+    @property
+    def host(self) -> str:
+        """Name the host an http source is fetched from; "" for every other kind."""
+        if self.kind != "url":
+            return ""
+        try:
+            return urlsplit(self.value).hostname or ""
+        except ValueError:
+            return ""
+
+
+# Query fields in which signed or keyed URLs carry what must not be shown.
+_SECRET_FIELD = re.compile(
+    r"(?i)([?&;](?:[^=&;]*(?:signature|credential|token|secret|passw|api_?key|access_?key)[^=&;]*|sig|key|auth)=)[^&;#]*"
+)
+
+
+def strip_credentials(url: str) -> str:
+    """Replace the user, the password and signed query fields of a URL by "***".
+
+    Example:
+        >>> strip_credentials("https://me:secret@a.example/x.jpg?size=2&token=abc")
+        'https://***@a.example/x.jpg?size=2&token=***'
+    """
+    try:
+        parts = urlsplit(url)
+        if "@" in parts.netloc:
+            url = urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
+    except ValueError:  # not a URL that can be split: hide whatever stands before an @
+        url = re.sub(r"//[^/@]*@", "//***@", url)
+    return _SECRET_FIELD.sub(r"\1***", url)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One record of the user's dataset, as far as it matters here.
+
+    Attributes:
+        index: Its number in the dataset the user gave.
+        source: Where its media is; None where the row has none, and then `error` says why.
+        captions: Its captions in order, unaltered; empty where it has none.
+        error: Why the row itself is unusable, or None.
+    """
+
+    index: int
+    source: Source | None
+    captions: tuple[str, ...]
+    error: SampleError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpec:
+    """What an image is turned into.
+
+    Attributes:
+        image_size: (width, height) in pixels.
+        resize: "stretch" to the size, "crop" the centre of the filled size, or "pad" the fitted picture with black.
+    """
+
+    image_size: tuple[int, int] = (224, 224)
+    resize: Resize = "stretch"
+
+    def __post_init__(self) -> None:
+        size = self.image_size
+        if (
+            not isinstance(size, (tuple, list))
+            or len(size) != 2
+            or not all(isinstance(side, int) and not isinstance(side, bool) and 0 < side <= 65_535 for side in size)
+        ):
+            raise ConfigError(f"image_size={size!r}: expected (width, height), two whole numbers from 1 to 65535")
+        object.__setattr__(self, "image_size", (size[0], size[1]))
+        if self.resize not in ("stretch", "crop", "pad"):
+            raise ConfigError(f"resize={self.resize!r}: choose 'stretch', 'crop' or 'pad'")
+
+
+@dataclass(frozen=True, slots=True)
+class AudioSpec:
+    """What a clip is turned into.
+
+    Attributes:
+        target_sr: Sampling rate in Hz.
+        max_duration: Longest clip in seconds; the rest is not decoded. None keeps all.
+        dtype: How frames lie at rest: "float32", or "int16" at half the size.
+    """
+
+    target_sr: int = 16_000
+    max_duration: float | None = 30.0
+    dtype: AudioDtype = "float32"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.target_sr, bool) or not isinstance(self.target_sr, int) or self.target_sr <= 0:
+            raise ConfigError(f"target_sr={self.target_sr!r}: expected a sampling rate in Hz, such as 16000")
+        if self.max_duration is not None and not (
+            isinstance(self.max_duration, (int, float)) and 0 < self.max_duration < float("inf")
+        ):
+            raise ConfigError(f"max_duration={self.max_duration!r}: expected seconds above 0, or None for no limit")
+        if self.dtype not in ("float32", "int16"):
+            raise ConfigError(f"dtype={self.dtype!r}: choose 'float32' or 'int16'")
+        if self.max_frames == 0:
+            raise ConfigError(
+                f"max_duration={self.max_duration!r}: less than one frame at {self.target_sr} Hz; give more seconds"
+            )
+
+    @property
+    def max_frames(self) -> int | None:
+        """Give the longest clip in frames, or None where there is no limit."""
+        return None if self.max_duration is None else round(self.max_duration * self.target_sr)
+
+
+@dataclass(frozen=True, slots=True)
+class FetchOptions:
+    """How sources are fetched.
+
+    Attributes:
+        concurrency: Requests under way at once.
+        per_host: Requests under way at once to one host.
+        timeout: Seconds for one attempt, body included.
+        retries: Further attempts after the first.
+        max_bytes: Largest source, in bytes.
+        user_agent: Sent with every request; None names this library.
+        allow_private_addresses: Whether loopback, private, link-local and metadata addresses may be connected to.
+        respect_opt_out: Whether a file whose server says `X-Robots-Tag: noai` (or the like) is left out.
+
+    Raises:
+        ConfigError: A number is out of range.
+
+    Example:
+        >>> FetchOptions(timeout=5.0).timeout
+        5.0
+    """
+
+    concurrency: int = 128
+    per_host: int = 32
+    timeout: float = 20.0
+    retries: int = 3
+    max_bytes: int = 256 * 2**20
+    user_agent: str | None = None
+    allow_private_addresses: bool = False
+    respect_opt_out: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("concurrency", 1), ("per_host", 1), ("retries", 0), ("max_bytes", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"FetchOptions({name}={value!r}): expected a whole number of at least {least}")
+        if not (isinstance(self.timeout, (int, float)) and 0 < self.timeout < float("inf")):
+            raise ConfigError(f"FetchOptions(timeout={self.timeout!r}): expected seconds above 0")
+        if self.user_agent is not None and ("\n" in self.user_agent or "\r" in self.user_agent):
+            raise ConfigError(f"FetchOptions(user_agent={self.user_agent!r}): must be a single line")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One sample that could not be loaded.
+
+    Attributes:
+        index: Row number in the dataset the user gave.
+        source: Where its bytes were to come from, without credentials.
+        stage: "row", "fetch" or "decode".
+        reason: One of `REASONS`, in snake_case.
+        detail: What happened, in words.
+        host: The host asked; "" where none was.
+        attempts: Requests made.
+    """
+
+    index: int
+    source: str
+    stage: str
+    reason: str
+    detail: str
+    host: str = ""
+    attempts: int = 0
+
+    def __str__(self) -> str:
+        return f"row {self.index} ({self.source}): {self.reason} at {self.stage}: {self.detail}"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What a load did; prints as a short summary.
+
+    Attributes:
+        num_samples: Rows taken from the dataset.
+        num_ok: Samples that loaded.
+        num_failed: Samples that did not.
+        num_empty_captions: Rows without a caption, which have "" for one.
+        by_reason: How many failed for each reason, commonest first.
+        failures: Every failure, by ascending index.
+        seconds: How long the load took.
+        bytes_fetched: Encoded bytes read from all sources.
+        nbytes: Bytes held at rest.
+    """
+
+    num_samples: int
+    num_ok: int
+    num_failed: int
+    num_empty_captions: int
+    by_reason: dict[str, int]
+    failures: list[Failure] = field(repr=False)
+    seconds: float
+    bytes_fetched: int
+    nbytes: int
+
+    def __str__(self) -> str:
+        rate = self.num_samples / self.seconds if self.seconds > 0 else 0.0
+        lines = [
+            f"{self.num_ok:,} of {self.num_samples:,} samples loaded in {self.seconds:.1f} s ({rate:,.0f}/s); "
+            f"{format_bytes(self.bytes_fetched)} fetched, {format_bytes(self.nbytes)} in memory"
+        ]
+        if self.num_failed:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.by_reason.items())
+            lines.append(f"{self.num_failed:,} failed: {reasons}")
+            lines.extend(f"  {failure}" for failure in self.failures[:3])
+            if self.num_failed > 3:
+                lines.append(f"  … and {self.num_failed - 3:,} more in .failures")
+            if self.by_reason.get("blocked_address"):
+                lines.append("  private addresses are fetched with FetchOptions(allow_private_addresses=True)")
+        if self.num_empty_captions:
+            lines.append(f"{self.num_empty_captions:,} rows have no caption")
+        return "\n".join(lines)
+
+
+def count_reasons(failures: Iterable[Failure]) -> dict[str, int]:
+    """Count failures by reason, commonest first."""
+    return dict(Counter(failure.reason for failure in failures).most_common())
+
+
+LimitedBy = Literal["cgroup", "machine", "memory_limit"]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What a dataset would take, computed before anything is fetched; prints as a table.
+
+    Attributes:
+        num_samples: Samples asked for; None where the dataset does not know its length.
+        bytes_needed: What the block will hold; None where `num_samples` is.
+        bytes_available: What may be used.
+        fits: Whether it fits; False where it is not known to.
+        num_samples_that_fit: The most samples that would.
+        limited_by: What sets the limit: "cgroup" (the container), "machine" or "memory_limit" (the argument).
+        is_upper_bound: True where lengths are unknown beforehand and the longest was assumed.
+    """
+
+    num_samples: int | None
+    bytes_needed: int | None
+    bytes_available: int
+    fits: bool
+    num_samples_that_fit: int
+    limited_by: LimitedBy
+    is_upper_bound: bool = False
+
+    def __str__(self) -> str:
+        bound = "at most " if self.is_upper_bound else ""
+        needed = "unknown" if self.bytes_needed is None else bound + format_bytes(self.bytes_needed)
+        rows = (
+            ("samples", "unknown" if self.num_samples is None else f"{self.num_samples:,}"),
+            ("memory needed", needed),
+            ("memory available", f"{format_bytes(self.bytes_available)} ({self.limited_by})"),
+            ("fits", "yes" if self.fits else "no"),
+            ("samples that fit", f"{self.num_samples_that_fit:,}"),
+        )
+        return "\n".join(f"{name:<18}{value}" for name, value in rows)
+
+
+def format_bytes(num_bytes: int) -> str:
+    """Write a size with three figures in decimal units.
+
+    Example:
+        >>> format_bytes(1_505_280_000)
+        '1.51 GB'
+    """
+    size = float(num_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(size) < 1000:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB" if size < 1000 else f"{size:,.0f} TB"
+
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKMGTP]?)(i?)[bB]?\s*")
+
+
+def parse_bytes(size: int | str) -> int:
+    """Read a size: a number of bytes, or text such as "16GB" (16·10⁹) or "16GiB" (16·2³⁰).
+
+    Raises:
+        ConfigError: It is neither.
+
+    Example:
+        >>> parse_bytes("16GB"), parse_bytes("1.5 GiB"), parse_bytes(1024)
+        (16000000000, 1610612736, 1024)
+    """
+    if isinstance(size, int) and not isinstance(size, bool) and size > 0:
+        return size
+    match = _SIZE.fullmatch(size) if isinstance(size, str) else None
+    if match is None or float(match[1]) == 0 or (match[3] and not match[2]):
+        raise ConfigError(f"memory_limit={size!r}: expected bytes above 0, or text such as '16GB' or '16GiB'")
+    power = "KMGTP".index(match[2].upper()) + 1 if match[2] else 0
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
