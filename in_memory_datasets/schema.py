@@ -83,12 +83,21 @@ class Source:
     @property
     def host(self) -> str:
         """Name the host an http source is fetched from; "" for every other kind."""
-        if self.kind != "url":
-            return ""
-        try:
-            return urlsplit(self.value).hostname or ""
-        except ValueError:
-            return ""
+        return host_of(self.value) if self.kind == "url" else ""
+
+
+def host_of(url: str) -> str:
+    """Name the host of an http(s) URL; "" for anything else.
+
+    Example:
+        >>> host_of("https://***@images.example:8080/a.jpg"), host_of("/data/a.jpg")
+        ('images.example', '')
+    """
+    try:
+        parts = urlsplit(url)
+        return parts.hostname or "" if parts.scheme in ("http", "https") else ""
+    except ValueError:
+        return ""
 
 
 # Query fields in which signed or keyed URLs carry what must not be shown.

@@ -1,0 +1,63 @@
+"""What one attempt at a source can end in, and how long it may take."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+
+
+class AttemptFailed(Exception):
+    """Report one attempt that failed; it ends as a FetchError once there are no further attempts.
+
+    `transient` says whether another attempt may succeed; `retry_after` is what the server asked for, in seconds.
+    """
+
+    def __init__(
+        self, reason: str = "unreadable", detail: str = "", *, transient: bool = False, retry_after: float | None = None
+    ) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+        self.transient = transient
+        self.retry_after = retry_after
+
+
+class TimeLimit:
+    """Bound the seconds one attempt spends inside its `with` blocks; between them its clock stands still.
+
+    asyncio's own timeouts run on through every wait, but a wait for memory or for a free slot says nothing about
+    the server. Used by one task; blocks do not nest.
+
+    Raises:
+        asyncio.TimeoutError: The seconds ran out inside a block.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds_left = seconds
+        self._expired = False
+
+    def __enter__(self) -> TimeLimit:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a TimeLimit is used inside a task")
+        self._task = task
+        self._loop = asyncio.get_running_loop()
+        self._started_at = self._loop.time()
+        self._alarm = self._loop.call_later(self._seconds_left, self._expire)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._alarm.cancel()
+        self._seconds_left = max(0.0, self._seconds_left - (self._loop.time() - self._started_at))
+        if self._expired and kind is not None and issubclass(kind, asyncio.CancelledError):
+            # Python 3.11 counts cancellations; what was asked for here is dealt with here.
+            uncancel = getattr(self._task, "uncancel", None)
+            if uncancel is not None:
+                uncancel()
+            raise asyncio.TimeoutError from error
+
+    def _expire(self) -> None:
+        self._expired = True
+        self._task.cancel()

@@ -1,0 +1,174 @@
+"""A block: one run of bytes that any number of processes map.
+
+Anonymous blocks are memory that no name outlives (memfd; where there is none, an unlinked temporary file); blocks with
+a path are files, and the page cache is then the one copy. Both are written through the descriptor and read through a
+read-only mapping, which the kernel keeps coherent: a full disk is an `OSError`, never a bus error, and no reader can
+alter a sample by accident.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import tempfile
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+from in_memory_datasets.errors import StoreError
+
+PAGE_BYTES = mmap.PAGESIZE
+COPY_BYTES = 64 * 2**20  # short enough that an interrupt is answered at once
+
+
+class Block:
+    """One run of bytes, shared by every process that holds its descriptor; a context manager.
+
+    The memory is returned to the machine when the last descriptor and the last view in the last process are gone,
+    also after kill -9.
+
+    Args:
+        fd: A descriptor of the bytes; the block owns it from here on.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd: int | None = fd
+        self._close_fd = weakref.finalize(self, os.close, fd)
+        self._view: memoryview | None = None
+        self._lock = threading.Lock()
+
+    @classmethod
+    def anonymous(cls, name: str) -> Block:
+        """Make an empty block of shared memory; `name` only shows in /proc/<pid>/maps."""
+        if hasattr(os, "memfd_create"):
+            return cls(os.memfd_create(f"in-memory-datasets-{name}", os.MFD_CLOEXEC))
+        fd, path = tempfile.mkstemp(prefix="in-memory-datasets-")
+        os.unlink(path)
+        return cls(fd)
+
+    @classmethod
+    def create(cls, path: Path) -> Block:
+        """Make an empty block that is the file `path`, which must not exist."""
+        return cls(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+
+    @classmethod
+    def open(cls, path: Path) -> Block:
+        """Open the block that is the file `path`; one that may not be written can still be read."""
+        try:
+            return cls(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            return cls(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+    @property
+    def closed(self) -> bool:
+        """Tell whether the descriptor was given up."""
+        return self._fd is None
+
+    @property
+    def fd(self) -> int:
+        """Give the descriptor, for handing the block to another process.
+
+        Raises:
+            StoreError: The block is closed.
+        """
+        if self._fd is None:
+            raise StoreError("this dataset was closed; make it again, or keep it open as long as it is read")
+        return self._fd
+
+    @property
+    def nbytes(self) -> int:
+        """Count the bytes in the block."""
+        return os.fstat(self.fd).st_size
+
+    def write(self, data: Any, offset: int) -> None:
+        """Write a contiguous buffer at `offset`; the block grows as needed. Thread-safe, releases the GIL.
+
+        Raises:
+            OSError: The disk is full or the block may not be written.
+        """
+        view = memoryview(data).cast("B")
+        while view.nbytes:
+            written = os.pwrite(self.fd, view, offset)
+            view, offset = view[written:], offset + written
+
+    def resize(self, num_bytes: int) -> None:
+        """Set the length; what is added reads as zeros and takes no memory until it is written."""
+        os.ftruncate(self.fd, num_bytes)
+
+    def view(self) -> memoryview:
+        """Map the bytes, read-only; the mapping lives as long as anything looks at it."""
+        with self._lock:
+            if self._view is None or self._view.nbytes != self.nbytes:
+                self._view = memoryview(mmap.mmap(self.fd, self.nbytes, mmap.MAP_SHARED, mmap.PROT_READ))
+            return self._view
+
+    def copy_to(self, other: Block) -> None:
+        """Write all bytes into the empty block `other`; holes stay holes."""
+        view, end, at = self.view(), self.nbytes, 0
+        while at < end:
+            try:
+                start = os.lseek(self.fd, at, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+                    break
+                raise
+            at = min(os.lseek(self.fd, start, os.SEEK_HOLE), start + COPY_BYTES, end)
+            other.write(view[start:at], start)
+        other.resize(end)
+
+    def close(self) -> None:
+        """Give up the descriptor and the mapping; views handed out before stay readable."""
+        self._view = None
+        self._fd = None
+        self._close_fd()
+
+    def __enter__(self) -> Block:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Spool:
+    """Clips in the order they arrive, before they are packed in the order of their rows; a context manager.
+
+    Each clip starts on a page of its own, so that `take` can give its pages back to the machine at once: while the
+    clips are packed, they lie in memory once, not twice.
+    """
+
+    def __init__(self) -> None:
+        self._block = Block.anonymous("spool")
+        self._end = 0
+        self._lock = threading.Lock()
+        self._pages: mmap.mmap | None = None
+
+    def append(self, data: Any) -> int:
+        """Write one clip and return where it starts. Thread-safe."""
+        num_bytes = memoryview(data).nbytes
+        with self._lock:
+            start = self._end
+            self._end += -(-num_bytes // PAGE_BYTES) * PAGE_BYTES
+        self._block.write(data, start)
+        return start
+
+    def move(self, start: int, num_bytes: int, *, to: Block, offset: int) -> None:
+        """Write the clip at `start` into `to` and give its pages back; for when all clips are in."""
+        if self._pages is None:
+            self._block.resize(self._end)
+            self._pages = mmap.mmap(self._block.fd, self._end, mmap.MAP_SHARED)
+        with memoryview(self._pages) as pages, pages[start : start + num_bytes] as clip:
+            to.write(clip, offset)
+        if hasattr(mmap, "MADV_REMOVE"):
+            self._pages.madvise(mmap.MADV_REMOVE, start, -(-num_bytes // PAGE_BYTES) * PAGE_BYTES)
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pages is not None:
+            self._pages.close()
+        self._block.close()

@@ -1,0 +1,210 @@
+"""The bytes of rows.arrow: one row per sample, in one Arrow record batch, read in place.
+
+captions   large_list<large_string>   in order, unaltered
+source     large_string               without credentials
+status     uint8                      0 empty, 1 loaded, 2 failed
+stage      dictionary<int8, string>   of a failure
+reason     dictionary<int8, string>   of a failure
+detail     large_string               of a failure
+attempts   uint16                     of a failure
+checksum   uint64                     XXH3-64 of the sample's bytes; 0 where it has none
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from in_memory_datasets.errors import StoreError
+from in_memory_datasets.schema import REASONS, STAGES, Failure, LoadReport, Row, count_reasons, host_of
+
+EMPTY, LOADED, FAILED = 0, 1, 2
+
+_SCHEMA = pa.schema(
+    [
+        ("captions", pa.large_list(pa.field("item", pa.large_string()))),
+        ("source", pa.large_string()),
+        ("status", pa.uint8()),
+        ("stage", pa.dictionary(pa.int8(), pa.string())),
+        ("reason", pa.dictionary(pa.int8(), pa.string())),
+        ("detail", pa.large_string()),
+        ("attempts", pa.uint16()),
+        ("checksum", pa.uint64()),
+    ]
+)
+_TEXT = ["captions", "source"]
+
+
+@dataclass(slots=True)
+class TableWriter:
+    """Rows as they come, as flat arrays; one thread writes."""
+
+    _chunks: list[Any] = field(default_factory=list)  # record batches of captions and source
+    status: array[int] = field(default_factory=lambda: array("B"))
+    stage: array[int] = field(default_factory=lambda: array("b"))
+    reason: array[int] = field(default_factory=lambda: array("b"))
+    attempts: array[int] = field(default_factory=lambda: array("H"))
+    checksum: array[int] = field(default_factory=lambda: array("Q"))
+    details: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def num_rows(self) -> int:
+        """Count the rows so far."""
+        return len(self.status)
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Append rows, in order, none of them loaded yet."""
+        captions = [row.captions for row in rows]
+        sources = [row.source.label if row.source else "" for row in rows]
+        self._chunks.append(
+            pa.record_batch([captions, sources], schema=pa.schema([_SCHEMA.field(name) for name in _TEXT]))
+        )
+        for column in (self.status, self.stage, self.reason, self.attempts, self.checksum):
+            column.extend([0] * len(rows))
+
+    def loaded(self, slot: int, checksum: int) -> None:
+        """Note that the sample of `slot` is in its place."""
+        self.status[slot], self.checksum[slot] = LOADED, checksum
+        self.stage[slot] = self.reason[slot] = self.attempts[slot] = 0
+        self.details.pop(slot, None)
+
+    def failed(self, failure: Failure) -> None:
+        """Note why the sample of a row could not be loaded."""
+        slot = failure.index
+        self.status[slot], self.checksum[slot] = FAILED, 0
+        self.stage[slot], self.reason[slot] = STAGES.index(failure.stage), REASONS.index(failure.reason)
+        self.attempts[slot] = min(failure.attempts, 65_535)
+        self.details[slot] = failure.detail
+
+    def to_buffer(self) -> Any:
+        """Write the table as an Arrow IPC file into one buffer."""
+        num_rows = self.num_rows
+        numbers = {
+            "status": np.frombuffer(self.status, np.uint8),
+            "attempts": np.frombuffer(self.attempts, np.uint16),
+            "checksum": np.frombuffer(self.checksum, np.uint64),
+        }
+        codes = {
+            "stage": (np.frombuffer(self.stage, np.int8), STAGES),
+            "reason": (np.frombuffer(self.reason, np.int8), REASONS),
+        }
+        columns = {name: pa.array(values, _SCHEMA.field(name).type) for name, values in numbers.items()}
+        for name, (indices, words) in codes.items():
+            columns[name] = pa.DictionaryArray.from_arrays(pa.array(indices, pa.int8()), pa.array(words))
+        columns["detail"] = pa.array([self.details.get(slot, "") for slot in range(num_rows)], pa.large_string())
+        for name in _TEXT:
+            chunks = [chunk.column(name) for chunk in self._chunks]
+            columns[name] = pa.concat_arrays(chunks) if chunks else pa.array([], _SCHEMA.field(name).type)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, _SCHEMA) as file:
+            file.write_batch(pa.record_batch([columns[name] for name in _SCHEMA.names], schema=_SCHEMA))
+        return sink.getvalue()
+
+    @classmethod
+    def from_table(cls, table: RowTable) -> TableWriter:
+        """Take over the rows of a finished table, to alter some."""
+        writer = cls([table.batch.select(_TEXT)])
+        for name, values in (
+            ("status", table.status),
+            ("stage", table.stage),
+            ("reason", table.reason),
+            ("attempts", table.attempts),
+            ("checksum", table.checksum),
+        ):
+            getattr(writer, name).frombytes(values.tobytes())
+        writer.details = {failure.index: failure.detail for failure in table.failures()}
+        return writer
+
+
+class RowTable:
+    """The rows of a store, read in place: numpy views on the Arrow buffers, no objects per row.
+
+    Args:
+        view: The bytes of rows.arrow; the table keeps them mapped.
+
+    Raises:
+        StoreError: The bytes are short, altered or not such a table.
+    """
+
+    def __init__(self, view: memoryview) -> None:
+        try:
+            file = pa.ipc.open_file(pa.py_buffer(view))
+            if file.schema != _SCHEMA or file.num_record_batches != 1:
+                raise pa.ArrowInvalid(f"{file.num_record_batches} record batches of {file.schema.names}")
+            self.batch = file.get_batch(0)
+            self.batch.validate(full=True)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise StoreError(f"rows.arrow is damaged: {error}; delete the store and load again") from error
+        columns = {name: self.batch.column(name) for name in _SCHEMA.names}
+        self.status: NDArray[np.uint8] = columns["status"].to_numpy()
+        self.stage: NDArray[np.int8] = columns["stage"].indices.to_numpy()
+        self.reason: NDArray[np.int8] = columns["reason"].indices.to_numpy()
+        self.attempts: NDArray[np.uint16] = columns["attempts"].to_numpy()
+        self.checksum: NDArray[np.uint64] = columns["checksum"].to_numpy()
+        captions = columns["captions"]
+        self._caption_of_slot: NDArray[np.int64] = captions.offsets.to_numpy()
+        _, offsets, text = captions.values.buffers()
+        self._text_of_caption = np.frombuffer(offsets, np.int64) if offsets else np.zeros(1, np.int64)
+        self._text = memoryview(text) if text else memoryview(b"")
+
+    @property
+    def num_rows(self) -> int:
+        """Count the rows."""
+        return len(self.status)
+
+    @property
+    def num_empty_captions(self) -> int:
+        """Count the rows that have no caption, or only an empty one."""
+        first, stop = self._caption_of_slot[:-1], self._caption_of_slot[1:]
+        text = self._text_of_caption
+        return int(np.count_nonzero(text[stop] == text[first])) if self.num_rows else 0
+
+    def num_captions(self, slot: int) -> int:
+        """Count the captions of one row."""
+        return int(self._caption_of_slot[slot + 1] - self._caption_of_slot[slot])
+
+    def caption(self, slot: int, number: int = 0) -> str:
+        """Give one caption of a row; "" where it has none."""
+        caption = int(self._caption_of_slot[slot])
+        if caption + number >= self._caption_of_slot[slot + 1]:
+            return ""
+        start, stop = self._text_of_caption[caption + number], self._text_of_caption[caption + number + 1]
+        return str(self._text[start:stop], "utf-8")
+
+    def captions(self, slot: int) -> list[str]:
+        """Give all captions of a row, in order."""
+        return [self.caption(slot, number) for number in range(self.num_captions(slot))]
+
+    def source(self, slot: int) -> str:
+        """Give where the sample came from, without credentials."""
+        return str(self.batch.column("source")[slot].as_py())
+
+    def failures(self) -> list[Failure]:
+        """Give every failure, by ascending index."""
+        failed = np.flatnonzero(self.status == FAILED)
+        rows = self.batch.select(["source", "stage", "reason", "detail", "attempts"]).take(pa.array(failed))
+        return [
+            Failure(index=int(index), host=host_of(row["source"]), **row)
+            for index, row in zip(failed, rows.to_pylist(), strict=True)
+        ]
+
+    def report(self, *, seconds: float, bytes_fetched: int, nbytes: int) -> LoadReport:
+        """Sum up the load that made, or now opened, this table."""
+        failures = self.failures()
+        return LoadReport(
+            num_samples=self.num_rows,
+            num_ok=int(np.count_nonzero(self.status == LOADED)),
+            num_failed=len(failures),
+            num_empty_captions=self.num_empty_captions,
+            by_reason=count_reasons(failures),
+            failures=failures,
+            seconds=seconds,
+            bytes_fetched=bytes_fetched,
+            nbytes=nbytes,
+        )
