@@ -1,0 +1,87 @@
+"""Load a Hugging Face dataset of images or audio into memory once, then feed PyTorch at the speed of memory.
+
+    dataset = InMemoryImageTextDataset(hf_dataset, max_samples=10000)
+    loader = DataLoader(dataset, batch_size=32, collate_fn=collate_in_memory_images)
+
+Importing this package does nothing; torch is loaded when a name is used that needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from in_memory_datasets.errors import (
+    ConfigError,
+    DecodeError,
+    FetchError,
+    InMemoryDatasetsError,
+    LoadError,
+    MemoryLimitError,
+    MissingExtraError,
+    SampleError,
+    StoreError,
+)
+from in_memory_datasets.schema import Failure, FetchOptions, LoadReport, MemoryPlan
+
+if TYPE_CHECKING:
+    from in_memory_datasets.training import presets
+    from in_memory_datasets.training.batches import (
+        collate_audio,
+        collate_images,
+        collate_in_memory_audio,
+        collate_in_memory_images,
+    )
+    from in_memory_datasets.training.datasets import InMemoryAudioTextDataset, InMemoryImageTextDataset
+    from in_memory_datasets.training.on_the_fly import AudioTextDataset, ImageTextDataset
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AudioTextDataset",
+    "ConfigError",
+    "DecodeError",
+    "Failure",
+    "FetchError",
+    "FetchOptions",
+    "ImageTextDataset",
+    "InMemoryAudioTextDataset",
+    "InMemoryDatasetsError",
+    "InMemoryImageTextDataset",
+    "LoadError",
+    "LoadReport",
+    "MemoryLimitError",
+    "MemoryPlan",
+    "MissingExtraError",
+    "SampleError",
+    "StoreError",
+    "collate_audio",
+    "collate_images",
+    "collate_in_memory_audio",
+    "collate_in_memory_images",
+    "presets",
+]
+
+_TORCH_NAMES = {
+    "AudioTextDataset": "on_the_fly",
+    "ImageTextDataset": "on_the_fly",
+    "InMemoryAudioTextDataset": "datasets",
+    "InMemoryImageTextDataset": "datasets",
+    "collate_audio": "batches",
+    "collate_images": "batches",
+    "collate_in_memory_audio": "batches",
+    "collate_in_memory_images": "batches",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "presets":
+        return importlib.import_module("in_memory_datasets.training.presets")
+    if name in _TORCH_NAMES:
+        module = importlib.import_module(f"in_memory_datasets.training.{_TORCH_NAMES[name]}")
+        return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -123,7 +123,7 @@ def _free_of_cgroups(root: Path) -> Iterator[int]:
 
 
 def _groups_of_process(root: Path) -> Iterator[tuple[Path, Path, _Files]]:
-    """Give the innermost memory group of this process in each hierarchy, where the hierarchy is mounted, its version."""
+    """Give the innermost memory group of this process in each hierarchy, where that is mounted, its version."""
     try:
         memberships = (root / "proc/self/cgroup").read_text().splitlines()
         mounts = (root / "proc/self/mountinfo").read_text().splitlines()
@@ -136,7 +136,7 @@ def _groups_of_process(root: Path) -> Iterator[tuple[Path, Path, _Files]]:
         for mount in mounts:
             left, _, right = mount.partition(" - ")
             mounted_root, mount_point = left.split()[3:5]
-            kind, _, options = (right.split() + ["", "", ""])[:3]
+            kind, _, options = [*right.split(), "", "", ""][:3]
             if kind != ("cgroup2" if number == "0" else "cgroup"):
                 continue
             if number != "0" and "memory" not in options.split(","):

@@ -45,8 +45,11 @@ REASONS: tuple[str, ...] = (
     "permission",
     "unreadable",
     "checksum",
+    "bad_response",
 )
 STAGES: tuple[str, ...] = ("", "row", "fetch", "decode")
+
+ADDRESS_HINT = "  (private addresses are fetched with fetch=FetchOptions(allow_private_addresses=True))"
 
 SourceKind = Literal["url", "path", "fsspec", "bytes", "object"]
 Stage = Literal["row", "fetch", "decode"]
@@ -159,7 +162,7 @@ class ImageSpec:
             or not all(isinstance(side, int) and not isinstance(side, bool) and 0 < side <= 65_535 for side in size)
         ):
             raise ConfigError(f"image_size={size!r}: expected (width, height), two whole numbers from 1 to 65535")
-        object.__setattr__(self, "image_size", (size[0], size[1]))
+        object.__setattr__(self, "image_size", (size[0], size[1]))  # a list, as JSON gives it, becomes a tuple
         if self.resize not in ("stretch", "crop", "pad"):
             raise ConfigError(f"resize={self.resize!r}: choose 'stretch', 'crop' or 'pad'")
 
@@ -170,21 +173,19 @@ class AudioSpec:
 
     Attributes:
         target_sr: Sampling rate in Hz.
-        max_duration: Longest clip in seconds; the rest is not decoded. None keeps all.
+        max_duration: Longest clip in seconds; the rest is not decoded.
         dtype: How frames lie at rest: "float32", or "int16" at half the size.
     """
 
     target_sr: int = 16_000
-    max_duration: float | None = 30.0
+    max_duration: float = 30.0
     dtype: AudioDtype = "float32"
 
     def __post_init__(self) -> None:
         if isinstance(self.target_sr, bool) or not isinstance(self.target_sr, int) or self.target_sr <= 0:
             raise ConfigError(f"target_sr={self.target_sr!r}: expected a sampling rate in Hz, such as 16000")
-        if self.max_duration is not None and not (
-            isinstance(self.max_duration, (int, float)) and 0 < self.max_duration < float("inf")
-        ):
-            raise ConfigError(f"max_duration={self.max_duration!r}: expected seconds above 0, or None for no limit")
+        if not (isinstance(self.max_duration, (int, float)) and 0 < self.max_duration < float("inf")):
+            raise ConfigError(f"max_duration={self.max_duration!r}: expected seconds above 0, such as 30.0")
         if self.dtype not in ("float32", "int16"):
             raise ConfigError(f"dtype={self.dtype!r}: choose 'float32' or 'int16'")
         if self.max_frames == 0:
@@ -193,9 +194,9 @@ class AudioSpec:
             )
 
     @property
-    def max_frames(self) -> int | None:
-        """Give the longest clip in frames, or None where there is no limit."""
-        return None if self.max_duration is None else round(self.max_duration * self.target_sr)
+    def max_frames(self) -> int:
+        """Give the longest clip in frames."""
+        return round(self.max_duration * self.target_sr)
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +306,7 @@ class LoadReport:
             if self.num_failed > 3:
                 lines.append(f"  … and {self.num_failed - 3:,} more in .failures")
             if self.by_reason.get("blocked_address"):
-                lines.append("  private addresses are fetched with FetchOptions(allow_private_addresses=True)")
+                lines.append(ADDRESS_HINT)
         if self.num_empty_captions:
             lines.append(f"{self.num_empty_captions:,} rows have no caption")
         return "\n".join(lines)

@@ -11,6 +11,10 @@ from typing import Any, TypeVar
 
 _T = TypeVar("_T")
 
+# Event loops that a forked child inherits. Their epoll descriptor is shared with the parent, so closing them would
+# unregister the parent's connections; they are kept, unused, until the child ends.
+_inherited: list[LoopThread] = []
+
 
 class LoopThread:
     """Run coroutines on an event loop in a thread of its own.
@@ -37,9 +41,12 @@ class LoopThread:
         """Cancel what is under way, run `on_close`, and end the thread and the loop.
 
         Futures that are not done raise concurrent.futures.CancelledError. In a forked child, where the thread does
-        not exist, nothing is done: the loop's descriptors are shared with the parent.
+        not exist, nothing is closed.
         """
-        if os.getpid() != self._pid or self._loop.is_closed():
+        if os.getpid() != self._pid:
+            _inherited.append(self)
+            return
+        if self._loop.is_closed():
             return
         self._loop.call_soon_threadsafe(self._stop.set)
         if threading.current_thread() is not self._thread:

@@ -14,8 +14,13 @@ import os
 import tempfile
 import threading
 import weakref
+from multiprocessing import reduction
 from pathlib import Path
+from pickle import PickleBuffer
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from in_memory_datasets.errors import StoreError
 
@@ -26,6 +31,9 @@ COPY_BYTES = 64 * 2**20  # short enough that an interrupt is answered at once
 class Block:
     """One run of bytes, shared by every process that holds its descriptor; a context manager.
 
+    Pickled plainly it carries its bytes; sent to a worker process, by any start method or queue of `multiprocessing`,
+    it is a handle on the same memory.
+
     The memory is returned to the machine when the last descriptor and the last view in the last process are gone,
     also after kill -9.
 
@@ -34,6 +42,8 @@ class Block:
     """
 
     def __init__(self, fd: int) -> None:
+        # multiprocessing sends things to its processes with a ForkingPickler, and nothing else uses one.
+        reduction.ForkingPickler.register(Block, _reduce_to_handle)
         self._fd: int | None = fd
         self._close_fd = weakref.finalize(self, os.close, fd)
         self._view: memoryview | None = None
@@ -106,6 +116,11 @@ class Block:
                 self._view = memoryview(mmap.mmap(self.fd, self.nbytes, mmap.MAP_SHARED, mmap.PROT_READ))
             return self._view
 
+    def counters(self, num_counters: int) -> NDArray[np.int32]:
+        """Map the bytes as int32, shape (num_counters,), writable: what one process counts, all see."""
+        self.resize(num_counters * 4)
+        return np.frombuffer(mmap.mmap(self.fd, num_counters * 4), np.int32)
+
     def copy_to(self, other: Block) -> None:
         """Write all bytes into the empty block `other`; holes stay holes."""
         view, end, at = self.view(), self.nbytes, 0
@@ -126,11 +141,29 @@ class Block:
         self._fd = None
         self._close_fd()
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        # Protocol 5 writes a buffer from where it lies; older ones need a copy as bytes.
+        return _from_bytes, (PickleBuffer(self.view()) if protocol >= 5 else bytes(self.view()),)
+
     def __enter__(self) -> Block:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _from_bytes(data: Any) -> Block:
+    block = Block.anonymous("unpickled")
+    block.write(data, 0)
+    return block
+
+
+def _reduce_to_handle(block: Block) -> tuple[Any, ...]:
+    return _from_handle, (reduction.DupFd(block.fd),)
+
+
+def _from_handle(handle: Any) -> Block:
+    return Block(handle.detach())
 
 
 class Spool:

@@ -12,9 +12,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict
-from multiprocessing import reduction
 from pathlib import Path
-from pickle import PickleBuffer
 from typing import Any
 
 import numpy as np
@@ -34,8 +32,7 @@ MANIFEST, SAMPLES, ROWS = "manifest.json", "samples.safetensors", "rows.arrow"
 class Store:
     """The samples and rows of one dataset, mapped; a context manager.
 
-    Pickled plainly it carries its data; sent to a worker process, by any start method or queue of `multiprocessing`,
-    it is a handle on the same memory.
+    It pickles as its blocks do: plainly with its data, to a worker process as a handle.
 
     Args:
         spec: What each sample was turned into.
@@ -56,8 +53,6 @@ class Store:
     def __init__(
         self, spec: ImageSpec | AudioSpec, *, samples: Block, rows: Block, directory: Path | None = None
     ) -> None:
-        # A ForkingPickler is what multiprocessing sends things to its children with, and nothing else uses it.
-        reduction.ForkingPickler.register(Store, _reduce_to_handle)
         self.spec = spec
         self.samples = samples
         self.rows = rows
@@ -92,6 +87,14 @@ class Store:
     def closed(self) -> bool:
         """Tell whether the memory was given up."""
         return self.samples.closed
+
+    def check_open(self) -> None:
+        """Raise where the store was closed.
+
+        Raises:
+            StoreError: It was.
+        """
+        _ = self.samples.fd
 
     @property
     def num_samples(self) -> int:
@@ -139,28 +142,12 @@ class Store:
     def __deepcopy__(self, _: object) -> Store:
         return self
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        views = (self.samples.view(), self.rows.view())
-        # Protocol 5 writes a buffer from where it lies; older ones need a copy as bytes.
-        parts = [PickleBuffer(view) if protocol >= 5 else bytes(view) for view in views]
-        return _from_bytes, (self.spec, *parts)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (self.spec, self.samples, self.rows)
 
 
-def _from_bytes(spec: ImageSpec | AudioSpec, samples: Any, rows: Any) -> Store:
-    blocks = []
-    for name, data in (("samples", samples), ("rows", rows)):
-        block = Block.anonymous(name)
-        block.write(data, 0)
-        blocks.append(block)
-    return Store(spec, samples=blocks[0], rows=blocks[1])
-
-
-def _reduce_to_handle(store: Store) -> tuple[Any, ...]:
-    return _from_handle, (store.spec, reduction.DupFd(store.samples.fd), reduction.DupFd(store.rows.fd))
-
-
-def _from_handle(spec: ImageSpec | AudioSpec, samples: Any, rows: Any) -> Store:
-    return Store(spec, samples=Block(samples.detach()), rows=Block(rows.detach()))
+def _restore(spec: ImageSpec | AudioSpec, samples: Block, rows: Block) -> Store:
+    return Store(spec, samples=samples, rows=rows)
 
 
 def checksum(sample: NDArray[Any]) -> int:

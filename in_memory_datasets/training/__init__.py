@@ -1,0 +1,1 @@
+"""All that torch sees: datasets, batches, collate functions."""

@@ -1,0 +1,63 @@
+# Everything a contributor or CI runs. `make help` lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart train fmt lint imports types test test-wheel docs bench bench-quick static check clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+setup: $(READY)  ## Make the virtual environment with pinned dependencies
+
+quickstart: setup  ## Load a captioned picture and sound set over HTTP and compare epochs; needs no hub
+	$(BIN)/python quickstart_in_memory.py
+
+train: setup  ## Train a small dual encoder on the demonstration set
+	$(BIN)/python train_with_in_memory_datasets.py
+
+fmt: setup  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: setup  ## Check format and style
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+imports: setup  ## Check that imports point down the layers
+	$(BIN)/lint-imports
+
+types: setup  ## Check types, strictly
+	$(BIN)/mypy
+
+test: setup  ## Run all tests and check the coverage
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -q
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --skip-covered
+
+test-wheel: setup  ## Build the wheel and use it from an empty directory
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	cd build && ../$(BIN)/python -I ../tests/docs/use_the_wheel.py wheel/*.whl
+
+docs: setup  ## Run the examples in docstrings and guides
+	$(BIN)/python -m pytest -q tests/docs/test_docstrings.py tests/docs/test_guides.py
+
+bench: bench-quick  ## Run every benchmark
+
+bench-quick: setup  ## Five epochs over 10,000 images: on the fly against in memory
+	$(BIN)/python -m benchmarks.bench_quick
+
+static: lint imports types  ## All checks that run nothing
+
+check: test static test-wheel docs  ## All that CI runs
+
+clean:  ## Remove what the other targets made
+	rm -rf $(VENV) build outputs .coverage* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

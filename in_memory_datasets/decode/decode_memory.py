@@ -1,0 +1,58 @@
+"""A bound on what all decode threads of a process hold at once."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+LIMIT_BYTES = 512 * 2**20
+
+
+class DecodeMemory:
+    """Let decodes begin only while their estimates together stay under a limit; a larger one runs alone.
+
+    Example:
+        >>> memory = DecodeMemory(limit_bytes=100)
+        >>> with memory.reserve(1_000):
+        ...     memory.bytes_in_use
+        1000
+    """
+
+    def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
+        self.bytes_in_use = 0
+        self._limit_bytes = limit_bytes
+        self._changed = threading.Condition()
+        # Held while waiting: those who come later queue behind a large picture, which would otherwise never begin.
+        self._turn = threading.Lock()
+
+    @contextmanager
+    def reserve(self, num_bytes: int) -> Iterator[None]:
+        """Wait until `num_bytes` more may be used, and give them back at the end."""
+        with self._turn, self._changed:
+            self._changed.wait_for(
+                lambda: self.bytes_in_use == 0 or self.bytes_in_use + num_bytes <= self._limit_bytes
+            )
+            self.bytes_in_use += num_bytes
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.bytes_in_use -= num_bytes
+                self._changed.notify_all()
+
+
+_of_process: tuple[int, DecodeMemory] = (0, DecodeMemory())
+
+
+def decode_memory() -> DecodeMemory:
+    """Give this process's bound.
+
+    A forked child gets a new one: the parent's may have been held, at the moment of the fork, by a thread that the
+    child does not have.
+    """
+    global _of_process
+    if _of_process[0] != os.getpid():
+        _of_process = (os.getpid(), DecodeMemory())
+    return _of_process[1]

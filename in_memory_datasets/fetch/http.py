@@ -1,0 +1,253 @@
+"""One attempt at an http(s) source."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from importlib import metadata
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from in_memory_datasets.fetch.address_guard import open_guarded_socket
+from in_memory_datasets.fetch.attempt import AttemptFailed, TimeLimit
+from in_memory_datasets.fetch.byte_budget import ByteBudget, Grant
+from in_memory_datasets.fetch.daemon_threads import DaemonThreads
+from in_memory_datasets.fetch.http_failures import HTTP_ERRORS, judge_error, judge_status
+from in_memory_datasets.fetch.opt_out import find_opt_out, find_product
+from in_memory_datasets.fetch.slots import Slots
+from in_memory_datasets.schema import FetchOptions, strip_credentials
+
+MAX_REDIRECTS = 10
+# Held for a body whose length is not known beforehand; more than most pictures need, little enough for hundreds.
+FIRST_GUESS_BYTES = 2**20
+# What a connection may take in before its body is admitted. aiohttp's default of 256 KiB would be 64 MiB for 128.
+READ_BUFFER_BYTES = 2**16
+# Hours of a load ask for the same few hosts; addresses behind a name do change within the hour.
+DNS_TTL_SECONDS = 600
+# Every host seen keeps its idle connections this long, and a dataset may name thousands of hosts.
+KEEPALIVE_SECONDS = 5.0
+MAX_LOOKUPS = 32
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_PRINTABLE_ASCII = re.compile(r"[!-~]+")
+
+
+class HttpClient:
+    """Fetch bodies over http(s) on one event loop, keeping connections alive; made and closed on that loop."""
+
+    def __init__(self, options: FetchOptions, budget: ByteBudget, slots: Slots, threads: DaemonThreads) -> None:
+        self._options = options
+        self._budget = budget
+        self._slots = slots
+        user_agent = options.user_agent or default_user_agent()
+        self._product = find_product(user_agent)
+        connector = aiohttp.TCPConnector(
+            limit=0,  # slots bound the requests
+            resolver=_ThreadResolver(threads),
+            ttl_dns_cache=DNS_TTL_SECONDS,
+            keepalive_timeout=KEEPALIVE_SECONDS,
+            socket_factory=None if options.allow_private_addresses else open_guarded_socket,
+        )
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+            trust_env=False,
+            read_bufsize=READ_BUFFER_BYTES,
+            # Media is compressed as it is. Without a coding its length is known before its first byte is read.
+            headers={"User-Agent": user_agent, "Accept": "*/*", "Accept-Encoding": "identity"},
+        )
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._session.close()
+
+    async def get(self, address: str) -> tuple[bytes, Grant]:
+        """Make one attempt, redirects included; each request in a slot of the host it goes to.
+
+        Raises:
+            AttemptFailed: The body could not be had.
+        """
+        url = parse_url(address)
+        limit = TimeLimit(self._options.timeout)
+        seen: set[URL] = set()
+        while True:
+            seen.add(url)
+            async with self._slots.hold(url.raw_host or ""):
+                result = await self._request(url, limit)
+            if not isinstance(result, URL):
+                return result
+            if result in seen:
+                raise AttemptFailed("redirect", f"redirected in a circle, by {strip_credentials(str(result))}")
+            if len(seen) > MAX_REDIRECTS:
+                raise AttemptFailed("redirect", f"redirected more than {MAX_REDIRECTS} times")
+            url = result
+
+    async def _request(self, url: URL, limit: TimeLimit) -> tuple[bytes, Grant] | URL:
+        try:
+            with limit:
+                response = await self._session.get(url, allow_redirects=False)
+            try:
+                if response.status in _REDIRECTS:
+                    return _find_target(url, response.headers.get("Location"))
+                return await self._read(response, limit)
+            finally:
+                response.release()  # closes the connection where the body was not read to its end
+        except HTTP_ERRORS as error:
+            raise judge_error(error, timeout_seconds=self._options.timeout) from error
+
+    async def _read(self, response: aiohttp.ClientResponse, limit: TimeLimit) -> tuple[bytes, Grant]:
+        max_bytes = self._options.max_bytes
+        failure = judge_status(response.status, response.headers)
+        if failure is not None:
+            raise failure
+        if self._options.respect_opt_out:
+            directive = find_opt_out(response.headers.getall("X-Robots-Tag", ()), self._product)
+            if directive is not None:
+                raise AttemptFailed(
+                    "opt_out",
+                    f"its server asks that it be left out (X-Robots-Tag: {directive}); "
+                    "FetchOptions(respect_opt_out=False) takes it all the same",
+                )
+        length = response.content_length
+        if length is not None and length > max_bytes:
+            raise too_large(f"{length:,}", max_bytes)
+        # A length is a promise only where the body comes as it is; otherwise it grows while it is read.
+        is_exact = (
+            length is not None
+            and "Transfer-Encoding" not in response.headers
+            and response.headers.get("Content-Encoding", "identity").strip().lower() in ("", "identity")
+        )
+        grant = await self._budget.acquire(length if is_exact and length else min(FIRST_GUESS_BYTES, max_bytes))
+        try:
+            if is_exact:
+                with limit:
+                    data = await response.content.read()
+            else:
+                data = await self._read_unknown(response.content, grant, limit)
+            if not data:
+                raise AttemptFailed("empty", "the body is empty, expected an encoded file")
+        except BaseException:
+            grant.release()
+            raise
+        grant.shrink(len(data))
+        return data, grant
+
+    async def _read_unknown(self, content: aiohttp.StreamReader, grant: Grant, limit: TimeLimit) -> bytes:
+        max_bytes = self._options.max_bytes
+        chunks: list[bytes] = []
+        num_bytes = 0
+        while True:
+            with limit:
+                chunk = await content.readany()
+            if not chunk:
+                return b"".join(chunks)
+            chunks.append(chunk)
+            num_bytes += len(chunk)
+            if num_bytes > max_bytes:
+                raise too_large(f"more than {max_bytes:,}", max_bytes)
+            if num_bytes > grant.num_bytes:
+                wanted = min(max(num_bytes, 2 * grant.num_bytes), max_bytes)
+                await self._budget.grow(grant, wanted - grant.num_bytes)
+
+
+def too_large(size: str, max_bytes: int) -> AttemptFailed:
+    """Report a source above the size limit."""
+    return AttemptFailed(
+        "too_large", f"it has {size} bytes, at most {max_bytes:,} are fetched; raise FetchOptions(max_bytes=...)"
+    )
+
+
+def parse_url(address: str) -> URL:
+    """Read an http(s) URL; what is already encoded is sent as it is, since quoting it anew breaks signatures.
+
+    Raises:
+        AttemptFailed: It is not a usable http(s) URL.
+
+    Example:
+        >>> parse_url("https://a.example/x%2Fy z.jpg?sig=%2F").raw_path_qs
+        '/x%2Fy%20z.jpg?sig=/'
+        >>> parse_url("https://a.example/x%2Fy.jpg?sig=%2F").raw_path_qs
+        '/x%2Fy.jpg?sig=%2F'
+    """
+    address = address.strip()
+    try:
+        is_encoded = _PRINTABLE_ASCII.fullmatch(address) is not None
+        scheme = urlsplit(address).scheme
+        url = URL(scheme + address[len(scheme) :], encoded=is_encoded)
+        usable = url.scheme in ("http", "https") and bool(url.raw_host) and url.port is not None
+    except ValueError as error:
+        raise AttemptFailed("bad_url", f"not a usable URL ({error})") from error
+    if not usable:
+        raise AttemptFailed("bad_url", "not a usable URL, expected http://host/path or https://host/path")
+    return url
+
+
+def _find_target(url: URL, location: str | None) -> URL:
+    if not location:
+        raise AttemptFailed("redirect", "redirected without saying where to (no Location header)")
+    try:
+        is_encoded = _PRINTABLE_ASCII.fullmatch(location) is not None
+        target = url.join(URL(location, encoded=is_encoded))
+        if target.scheme in ("http", "https") and target.raw_host:
+            if target.origin() == url.origin() and target.user is None and url.user is not None:
+                target = target.with_user(url.user).with_password(url.password)
+            return target.with_fragment(None)
+    except ValueError as error:
+        raise AttemptFailed("redirect", f"redirected to something that is no URL ({error})") from error
+    raise AttemptFailed("redirect", f"redirected to {strip_credentials(location)[:200]}, which is not http or https")
+
+
+def default_user_agent() -> str:
+    """Name this library, its version and where to read about it."""
+    try:
+        version = metadata.version("in-memory-datasets")
+    except metadata.PackageNotFoundError:  # run from a checkout
+        version = "0"
+    return f"in-memory-datasets/{version} (+https://pypi.org/project/in-memory-datasets/)"
+
+
+class _ThreadResolver(AbstractResolver):
+    """Look names up in threads of ours.
+
+    aiohttp's own resolver shares asyncio's default pool of a few threads, which a handful of dead names fills for
+    seconds, and which the interpreter waits for when it ends.
+    """
+
+    def __init__(self, threads: DaemonThreads) -> None:
+        self._threads = threads
+        self._slots = asyncio.Semaphore(MAX_LOOKUPS)
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        async with self._slots:
+            return await asyncio.wrap_future(self._threads.submit(_look_up, host, port, family))
+
+    async def close(self) -> None:
+        """Do nothing: the threads belong to somebody else."""
+
+
+def _look_up(host: str, port: int, family: int) -> list[ResolveResult]:
+    try:
+        infos: list[Any] = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+    except UnicodeError as error:  # a label that no name server could be asked for
+        raise socket.gaierror(socket.EAI_NONAME, str(error)) from error
+    numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+    return [
+        ResolveResult(
+            hostname=host,
+            # A link-local IPv6 address means nothing without its interface.
+            host=f"{address[0]}%{address[3]}" if len(address) > 3 and address[3] else address[0],
+            port=address[1],
+            family=found_family,
+            proto=protocol,
+            flags=numeric,
+        )
+        for found_family, _, protocol, _, address in infos
+    ]
