@@ -43,7 +43,7 @@ class DecodeMemory:
                 self._changed.notify_all()
 
 
-_of_process: tuple[int, DecodeMemory] = (0, DecodeMemory())
+_of_process: tuple[int, DecodeMemory] = (os.getpid(), DecodeMemory())
 
 
 def decode_memory() -> DecodeMemory:

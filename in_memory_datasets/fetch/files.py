@@ -13,25 +13,8 @@ from in_memory_datasets.schema import strip_credentials
 # Protocols whose URLs name no network host of their own choice: where they connect to is fixed, or set by the user.
 # Others (http inside a chain, ftp, sftp, smb, ...) would lead past the address guard.
 _GUARDED_PROTOCOLS = frozenset(
-    {
-        *(
-            "abfs",
-            "abfss",
-            "adl",
-            "az",
-            "blockcache",
-            "bz2",
-            "cached",
-            "data",
-            "dir",
-            "file",
-            "filecache",
-            "gcs",
-            "gdrive",
-        ),
-        *("gs", "gzip", "hf", "lakefs", "libarchive", "local", "memory", "oci", "ocilake", "oss", "s3", "s3a"),
-        *("simplecache", "tar", "zip"),
-    }
+    "abfs abfss adl az blockcache bz2 cached dir file filecache gcs gdrive gs gzip hf lakefs libarchive local memory oci "
+    "oss s3 s3a simplecache tar zip".split()
 )
 
 
@@ -143,8 +126,6 @@ def find_protocols(url: str) -> list[str]:
     for part in parts:
         if "://" in part:
             protocols.append(part.partition("://")[0].lower())
-        elif part.startswith("data:"):
-            protocols.append("data")
         elif part is not parts[-1]:
             protocols.append(part.lower())
     return protocols

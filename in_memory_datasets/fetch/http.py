@@ -78,7 +78,7 @@ class HttpClient:
         seen: set[URL] = set()
         while True:
             seen.add(url)
-            async with self._slots.hold(url.raw_host or ""):
+            async with self._slots.hold((url.raw_host or "").lower()):
                 result = await self._request(url, limit)
             if not isinstance(result, URL):
                 return result

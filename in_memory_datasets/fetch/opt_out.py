@@ -35,10 +35,12 @@ def find_opt_out(values: Iterable[str], agent: str) -> str | None:
     for value in values:
         addressed_to_us = True
         for part in value.lower().split(","):
-            name, colon, rest = part.partition(":")
             directive = part.strip()
-            if colon and name.strip() not in _VALUED:
-                addressed_to_us = name.strip() in (agent, "*")
+            name, colon, rest = directive.partition(":")
+            name = name.rstrip()
+            # An agent is one word; a date after unavailable_after has a colon too.
+            if colon and name not in _VALUED and not any(char.isspace() for char in name):
+                addressed_to_us = name in (agent, "*")
                 directive = rest.strip()
             if addressed_to_us and directive in DIRECTIVES:
                 return directive

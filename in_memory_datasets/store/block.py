@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from in_memory_datasets.errors import StoreError
 
 PAGE_BYTES = mmap.PAGESIZE
+CLOSED = "this dataset was closed; keep it open for as long as it is read"
 COPY_BYTES = 64 * 2**20  # short enough that an interrupt is answered at once
 
 
@@ -86,7 +87,7 @@ class Block:
             StoreError: The block is closed.
         """
         if self._fd is None:
-            raise StoreError("this dataset was closed; make it again, or keep it open as long as it is read")
+            raise StoreError(CLOSED)
         return self._fd
 
     @property

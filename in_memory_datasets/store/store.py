@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from in_memory_datasets.errors import ConfigError, StoreError
 from in_memory_datasets.schema import FORMAT_VERSION, AudioSpec, ImageSpec
-from in_memory_datasets.store.block import Block
+from in_memory_datasets.store.block import CLOSED, Block
 from in_memory_datasets.store.layout import map_arrays
 from in_memory_datasets.store.table import LOADED, RowTable
 
@@ -44,7 +44,6 @@ class Store:
         images: uint8, shape (N, H, W, 3), read-only; of an audio store None.
         frames: float32 or int16, shape (total,), read-only; of an image store None.
         offsets: int64, shape (N + 1,): sample i is `frames[offsets[i]:offsets[i + 1]]`; of an image store None.
-        table: The rows.
 
     Raises:
         StoreError: The blocks are short, altered, or do not belong together.
@@ -57,7 +56,7 @@ class Store:
         self.samples = samples
         self.rows = rows
         self.directory = directory
-        self.table = RowTable(rows.view())
+        self._table: RowTable | None = RowTable(rows.view())
         arrays = map_arrays(samples.view())
         images, frames, offsets = (arrays.get(name) for name in ("images", "frames", "offsets"))
         num_rows = self.table.num_rows
@@ -88,13 +87,16 @@ class Store:
         """Tell whether the memory was given up."""
         return self.samples.closed
 
-    def check_open(self) -> None:
-        """Raise where the store was closed.
+    @property
+    def table(self) -> RowTable:
+        """Give the rows.
 
         Raises:
-            StoreError: It was.
+            StoreError: The store was closed.
         """
-        _ = self.samples.fd
+        if self._table is None:
+            raise StoreError(CLOSED)
+        return self._table
 
     @property
     def num_samples(self) -> int:
@@ -126,7 +128,7 @@ class Store:
 
     def close(self) -> None:
         """Give up the memory; views handed out before stay readable."""
-        self.images = self.frames = self.offsets = None
+        self.images = self.frames = self.offsets = self._table = None
         self.samples.close()
         self.rows.close()
 

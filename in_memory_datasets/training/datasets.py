@@ -124,14 +124,13 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
         return len(self._slots)
 
     def _find_slots(self, indices: Sequence[int]) -> tuple[NDArray[np.int64], Books]:
-        self._store.check_open()
+        table = self._store.table
         num_samples = len(self._slots)
         positions = np.asarray(indices, dtype=np.int64)
         if positions.size and not (-num_samples <= positions.min() and positions.max() < num_samples):
             wrong = next(i for i in positions.tolist() if not -num_samples <= i < num_samples)
             raise IndexError(f"sample {wrong} of a dataset of {num_samples:,}")
         slots = self._slots[positions]
-        table = self._store.table
         captions: list[str | list[str]]
         if self._serving.captions == "first":
             captions = [table.caption(slot) for slot in slots.tolist()]

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-from hostile_server import HostileServer
 
 from in_memory_datasets.errors import FetchError
 from in_memory_datasets.fetch import Fetcher
 from in_memory_datasets.schema import REASONS, FetchOptions, Source
+from tests.web.hostile_server import HostileServer
 
 
 @pytest.fixture

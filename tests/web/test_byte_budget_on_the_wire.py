@@ -8,11 +8,11 @@ from collections.abc import Callable
 from concurrent.futures import Future, as_completed
 
 import pytest
-from hostile_server import HostileServer
 
 from in_memory_datasets.errors import FetchError
 from in_memory_datasets.fetch import Fetched, Fetcher
 from in_memory_datasets.schema import Source
+from tests.web.hostile_server import HostileServer
 
 MakeFetcher = Callable[..., Fetcher]
 MIB = 2**20

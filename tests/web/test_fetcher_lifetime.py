@@ -11,10 +11,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from hostile_server import HostileServer
 
 from in_memory_datasets.fetch import Fetcher
 from in_memory_datasets.schema import FetchOptions, Source
+from tests.web.hostile_server import HostileServer
 
 LOCAL = FetchOptions(allow_private_addresses=True, retries=0, timeout=0.3, max_bytes=2**20)
 

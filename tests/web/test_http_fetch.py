@@ -8,11 +8,11 @@ from concurrent.futures import CancelledError, as_completed
 from urllib.parse import quote
 
 import pytest
-from hostile_server import HostileServer, make_body
 
 from in_memory_datasets.errors import FetchError, InMemoryDatasetsError
 from in_memory_datasets.fetch import Fetcher
 from in_memory_datasets.schema import Source
+from tests.web.hostile_server import HostileServer, make_body
 
 MakeFetcher = Callable[..., Fetcher]
 Fail = Callable[..., FetchError]

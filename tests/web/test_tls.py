@@ -12,9 +12,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from hostile_server import HostileServer
 
 from in_memory_datasets.errors import FetchError
+from tests.web.hostile_server import HostileServer
 
 
 @pytest.fixture

@@ -1,0 +1,150 @@
+"""What every kind of source promises."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from in_memory_datasets.errors import FetchError
+from in_memory_datasets.fetch import Fetcher
+from in_memory_datasets.schema import FetchOptions, Source
+
+SIZES = (1, 1000, 300_000)
+
+
+class FetchContract:
+    """Subclassed for every kind of source; `sources` gives one that serves the bytes, `missing` one that is not."""
+
+    missing: Source | None = None
+
+    @pytest.fixture
+    def sources(self, tmp_path: Path) -> Iterator[dict[int, Source]]:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def fetcher(self) -> Iterator[Fetcher]:
+        options = FetchOptions(allow_private_addresses=True, retries=0, max_bytes=300_000)
+        with Fetcher(options, max_buffered_bytes=400_000) as fetcher:
+            yield fetcher
+
+    def test_the_bytes_arrive_unchanged_and_counted(self, fetcher: Fetcher, sources: dict[int, Source]) -> None:
+        for size, source in sources.items():
+            fetched = fetcher.fetch(source)
+            assert fetched.data == make_bytes(size)
+            assert fetched.num_bytes == size
+            fetched.release()
+
+    def test_more_than_the_budget_gets_through_when_it_is_released(
+        self, fetcher: Fetcher, sources: dict[int, Source]
+    ) -> None:
+        gone = threading.Semaphore(0)
+        for _ in range(10):
+            for source in sources.values():
+                fetcher.submit(source).add_done_callback(lambda future: (future.result().release(), gone.release()))
+        for _ in range(10 * len(sources)):
+            assert gone.acquire(timeout=30)
+
+    def test_an_empty_or_too_large_source_is_refused(self, fetcher: Fetcher, odd_sources: dict[str, Source]) -> None:
+        for reason, source in odd_sources.items():
+            error = fetcher.submit(source).exception(30)
+            assert isinstance(error, FetchError)
+            assert error.reason == reason
+
+    def test_a_missing_source_is_a_failure_in_the_future(self, fetcher: Fetcher, sources: dict[int, Source]) -> None:
+        if self.missing is None:
+            pytest.skip("inline bytes are never missing")
+        error = fetcher.submit(self.missing).exception(30)
+        assert isinstance(error, FetchError)
+        assert error.reason in ("not_found", "http_404")
+        assert error.stage == "fetch"
+
+
+def make_bytes(size: int) -> bytes:
+    return bytes(number % 251 for number in range(size))
+
+
+class TestInlineBytes(FetchContract):
+    @pytest.fixture
+    def sources(self) -> dict[int, Source]:
+        return {size: Source("bytes", make_bytes(size)) for size in SIZES}
+
+    @pytest.fixture
+    def odd_sources(self) -> dict[str, Source]:
+        return {"empty": Source("bytes", b""), "too_large": Source("bytes", bytes(300_001))}
+
+
+class TestLocalFiles(FetchContract):
+    missing = Source("path", "/no/such/file.jpg")
+
+    @pytest.fixture
+    def sources(self, tmp_path: Path) -> dict[int, Source]:
+        for size in SIZES:
+            (tmp_path / str(size)).write_bytes(make_bytes(size))
+        return {size: Source("path", str(tmp_path / str(size))) for size in SIZES}
+
+    @pytest.fixture
+    def odd_sources(self, tmp_path: Path) -> dict[str, Source]:
+        (tmp_path / "empty").touch()
+        (tmp_path / "too_large").write_bytes(bytes(300_001))
+        return {name: Source("path", str(tmp_path / name)) for name in ("empty", "too_large")}
+
+
+class TestObjectStore(FetchContract):
+    missing = Source("fsspec", "memory://contract/none")
+
+    @pytest.fixture
+    def sources(self) -> Iterator[dict[int, Source]]:
+        fs = fsspec.filesystem("memory")
+        for size in SIZES:
+            fs.pipe_file(f"/contract/{size}", make_bytes(size))
+        yield {size: Source("fsspec", f"memory://contract/{size}") for size in SIZES}
+        fs.rm("/contract", recursive=True)
+
+    @pytest.fixture
+    def odd_sources(self) -> Iterator[dict[str, Source]]:
+        fs = fsspec.filesystem("memory")
+        fs.pipe_file("/odd/empty", b"")
+        fs.pipe_file("/odd/too_large", bytes(300_001))
+        yield {name: Source("fsspec", f"memory://odd/{name}") for name in ("empty", "too_large")}
+        fs.rm("/odd", recursive=True)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        found = self.path != "/none"
+        body = make_bytes(int(self.path[1:])) if found else b"none"
+        self.send_response(200 if found else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+class TestHttp(FetchContract):
+    @pytest.fixture
+    def base_url(self) -> Iterator[str]:
+        with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
+            server.daemon_threads = True
+            thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+            thread.start()
+            yield f"http://127.0.0.1:{server.server_port}"
+            server.shutdown()
+            thread.join()
+
+    @pytest.fixture
+    def sources(self, base_url: str) -> dict[int, Source]:
+        self.missing = Source("url", f"{base_url}/none")
+        return {size: Source("url", f"{base_url}/{size}") for size in SIZES}
+
+    @pytest.fixture
+    def odd_sources(self, base_url: str) -> dict[str, Source]:
+        return {"empty": Source("url", f"{base_url}/0"), "too_large": Source("url", f"{base_url}/300001")}

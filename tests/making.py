@@ -1,0 +1,51 @@
+"""Small stores and rows, made without the stages before them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from in_memory_datasets.schema import AudioSpec, Failure, ImageSpec, Row, Source
+from in_memory_datasets.store import Store, StoreWriter
+
+IMAGE_SPEC = ImageSpec((8, 6))
+AUDIO_SPEC = AudioSpec(target_sr=100, max_duration=1.0, dtype="int16")
+
+
+def make_rows(captions: Sequence[tuple[str, ...]]) -> list[Row]:
+    return [Row(i, Source("path", f"/data/{i}.bin"), texts) for i, texts in enumerate(captions)]
+
+
+def make_images(num_samples: int, spec: ImageSpec = IMAGE_SPEC, seed: int = 0) -> list[NDArray[np.uint8]]:
+    width, height = spec.image_size
+    return list(np.random.default_rng(seed).integers(0, 256, (num_samples, height, width, 3), np.uint8))
+
+
+def make_clips(lengths: Sequence[int], spec: AudioSpec = AUDIO_SPEC, seed: int = 0) -> list[NDArray[Any]]:
+    draw = np.random.default_rng(seed)
+    return [draw.integers(-1000, 1000, length).astype(spec.dtype) for length in lengths]
+
+
+def make_store(
+    spec: ImageSpec | AudioSpec,
+    samples: Sequence[NDArray[Any] | None],
+    *,
+    captions: Sequence[tuple[str, ...]] | None = None,
+    order: Sequence[int] | None = None,
+    directory: Path | None = None,
+) -> Store:
+    """Write samples in the given order of arrival; None is a failure."""
+    with StoreWriter(spec, directory=directory) as writer:
+        rows = make_rows(captions or [(f"caption {i}",) for i in range(len(samples))])
+        writer.add_rows(rows)
+        for slot in range(len(samples)) if order is None else order:
+            sample = samples[slot]
+            if sample is None:
+                writer.failed(Failure(slot, f"/data/{slot}.bin", "fetch", "not_found", "there is no such file", "", 1))
+            else:
+                writer.loaded(slot, writer.put(slot, sample))
+        return writer.finish()

@@ -1,0 +1,1 @@
+"""Fetching against a real, hostile server on this machine."""

@@ -1,0 +1,116 @@
+"""Fetching fsspec URLs: memory, file and a real S3 API."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from zipfile import ZipFile
+
+import fsspec
+import pytest
+
+from in_memory_datasets.errors import FetchError
+from in_memory_datasets.fetch import Fetcher
+from in_memory_datasets.schema import FetchOptions, Source
+
+MakeFetcher = Callable[..., Fetcher]
+
+
+@pytest.fixture
+def memory_file() -> Iterator[str]:
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/pictures/a.jpg", b"in memory")
+    fs.pipe_file("/pictures/empty.jpg", b"")
+    yield "memory://pictures/a.jpg"
+    fs.rm("/pictures", recursive=True)
+
+
+def fail(fetcher: Fetcher, url: str) -> FetchError:
+    with pytest.raises(FetchError) as caught:
+        fetcher.fetch(Source("fsspec", url))
+    return caught.value
+
+
+def test_memory_urls_are_read(memory_file: str, make_fetcher: MakeFetcher) -> None:
+    fetcher = make_fetcher(allow_private_addresses=False)
+    fetched = fetcher.fetch(Source("fsspec", memory_file))
+    assert (fetched.data, fetched.num_bytes, fetched.num_attempts) == (b"in memory", 9, 1)
+    assert fail(fetcher, "memory://pictures/none.jpg").reason == "not_found"
+    assert fail(fetcher, "memory://pictures/empty.jpg").reason == "empty"
+    assert fail(fetcher, "memory://pictures").reason == "unreadable"
+    assert fail(make_fetcher(max_bytes=8), memory_file).reason == "too_large"
+
+
+def test_file_urls_are_read(tmp_path: Path, make_fetcher: MakeFetcher) -> None:
+    path = tmp_path / "a b.jpg"
+    path.write_bytes(b"on disk")
+    fetcher = make_fetcher()
+    assert fetcher.fetch(Source("fsspec", f"file://{path}")).data == b"on disk"
+    assert fail(fetcher, f"file://{tmp_path}/none.jpg").reason == "not_found"
+    assert fail(fetcher, f"file://{tmp_path}").reason == "unreadable"
+
+
+def test_chained_urls_are_read(tmp_path: Path, make_fetcher: MakeFetcher) -> None:
+    with ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("in/a.jpg", b"zipped")
+    fetcher = make_fetcher(allow_private_addresses=False)
+    assert fetcher.fetch(Source("fsspec", f"zip://in/a.jpg::{tmp_path}/x.zip")).data == b"zipped"
+
+
+@pytest.mark.parametrize(
+    "url", ["simplecache::http://127.0.0.1/x", "ftp://127.0.0.1/x", "zip://a::https://a.example/x.zip", "sftp://h/x"]
+)
+def test_a_protocol_that_leads_past_the_address_guard_is_refused(url: str, make_fetcher: MakeFetcher) -> None:
+    error = fail(make_fetcher(allow_private_addresses=False), url)
+    assert error.reason == "blocked_address"
+    assert "allow_private_addresses=True" in str(error)
+
+
+def test_a_protocol_whose_package_is_missing_is_named(make_fetcher: MakeFetcher) -> None:
+    error = fail(make_fetcher(), "gdrive://folder/a.jpg")
+    assert error.reason == "missing_extra"
+    assert "gdrive" in str(error)
+
+
+def test_an_unknown_protocol_is_a_bad_url(make_fetcher: MakeFetcher) -> None:
+    assert fail(make_fetcher(), "nosuchprotocol://a/b.jpg").reason == "bad_url"
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """Serve a real S3 API with a bucket of twenty objects and an empty one."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setitem(fsspec.config.conf, "s3", {"endpoint_url": f"http://{host}:{port}"})
+        fs = fsspec.filesystem("s3")
+        fs.mkdir("pictures")
+        for number in range(20):
+            fs.pipe_file(f"pictures/{number}.jpg", b"object %d" % number)
+        fs.pipe_file("pictures/empty.jpg", b"")
+        yield "pictures"
+        fs.clear_instance_cache()
+    server.stop()
+
+
+def test_s3_objects_are_read_concurrently_under_the_default_guard(bucket: str) -> None:
+    """Its endpoint is set by the user, not by the URL, and so passes the address guard."""
+    with Fetcher(FetchOptions(retries=0)) as fetcher:
+        futures = [fetcher.submit(Source("fsspec", f"s3://{bucket}/{number}.jpg")) for number in range(20)]
+        assert [future.result(30).data for future in futures] == [b"object %d" % number for number in range(20)]
+
+
+def test_s3_failures_have_reasons(bucket: str, make_fetcher: MakeFetcher) -> None:
+    fetcher = make_fetcher()
+    missing = fail(fetcher, f"s3://{bucket}/none.jpg")
+    assert (missing.reason, missing.attempts) == ("not_found", 1)
+    assert str(missing).startswith("s3://pictures/none.jpg: ")
+    assert fail(fetcher, "s3://no-such-bucket/none.jpg").reason == "not_found"
+    assert fail(fetcher, f"s3://{bucket}/empty.jpg").reason == "empty"
+    assert fail(make_fetcher(max_bytes=5), f"s3://{bucket}/0.jpg").reason == "too_large"
