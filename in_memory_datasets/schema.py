@@ -264,7 +264,8 @@ class Failure:
     attempts: int = 0
 
     def __str__(self) -> str:
-        return f"row {self.index} ({self.source}): {self.reason} at {self.stage}: {self.detail}"
+        source = f" ({self.source})" if self.source and self.source not in self.detail else ""
+        return f"row {self.index}{source}: {self.reason} at {self.stage}: {self.detail}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from in_memory_datasets.decode.soundfile_clips import read_with_soundfile
 from in_memory_datasets.decode.waveform import (
     Frames,
     Waveform,
+    as_float_frames,
     check_rate,
     finish_waveform,
     frames_needed,
@@ -22,7 +22,9 @@ from in_memory_datasets.decode.waveform import (
 from in_memory_datasets.errors import DecodeError, MissingExtraError
 from in_memory_datasets.schema import AudioSpec, strip_credentials
 
-_MALFORMED = 3  # SF_ERR_MALFORMED_FILE: libsndfile knows the format, and the file is damaged
+# What libsndfile says of a format or an encoding that it does not read: SF_ERR_UNRECOGNISED_FORMAT,
+# SF_ERR_UNSUPPORTED_ENCODING, SFE_UNIMPLEMENTED. Anything else means that it knows the format and the file is damaged.
+_NOT_READ = (1, 4, 18)
 
 
 def decode_audio(data: Any, *, spec: AudioSpec, name: str = "") -> Waveform:
@@ -63,7 +65,7 @@ def decode_audio(data: Any, *, spec: AudioSpec, name: str = "") -> Waveform:
         raise DecodeError(f"{_label(name)}: {error}", reason=error.reason) from error.__cause__
     except MissingExtraError as error:
         raise DecodeError(f"{_label(name)}: {error}", reason="missing_extra") from error
-    except Exception as error:  # noqa: BLE001 - hostile bytes make codecs raise anything; all of it is a fact about them
+    except Exception as error:  # hostile bytes make codecs raise anything; all of it is a fact about them
         detail = str(error) or type(error).__name__
         raise DecodeError(f"{_label(name)}: cannot be decoded: {detail}", reason="corrupt") from error
 
@@ -75,8 +77,7 @@ def placeholder_audio(spec: AudioSpec) -> Waveform:
         >>> placeholder_audio(AudioSpec(target_sr=8_000, dtype="int16")).shape
         (8000,)
     """
-    num_frames = spec.target_sr if spec.max_frames is None else min(spec.target_sr, spec.max_frames)
-    return np.zeros(num_frames, spec.dtype)
+    return np.zeros(min(spec.target_sr, spec.max_frames), spec.dtype)
 
 
 def _label(name: str) -> str:
@@ -95,8 +96,8 @@ def _read_bytes(data: bytes, spec: AudioSpec, name: str) -> tuple[Frames, int]:
         if found is None:
             kind = "text" if looks_like_text(data) else "no known audio format"
             raise DecodeError(f"{len(data):,} bytes of {kind}, beginning {data[:16]!r}", reason="not_media") from error
-        if error.code == _MALFORMED:
-            raise
+        if found.is_native and error.code not in _NOT_READ:
+            raise DecodeError(f"damaged {found.name} (libsndfile: {error.error_string})", reason="corrupt") from error
     return read_with_pyav(data, demuxer=found.demuxer, format_name=found.name, spec=spec)
 
 
@@ -120,16 +121,15 @@ def _read_object(data: Any, spec: AudioSpec) -> tuple[Frames, int]:
             reason="not_media",
         )
     frames = _frames_first(np.asarray(array))
-    return mix_down(_as_float(frames[: frames_needed(rate, spec)])), rate
+    return mix_down(as_float_frames(frames[: frames_needed(rate, spec)])), rate
 
 
 def _decoder_samples(decoder: Any, spec: AudioSpec) -> Any:
     """Ask a decoder for the kept part alone where it can give a part."""
-    if spec.max_duration is None or not hasattr(decoder, "get_samples_played_in_range"):
+    if not hasattr(decoder, "get_samples_played_in_range"):
         return decoder.get_all_samples()
     rate = check_rate(decoder.metadata.sample_rate)
-    num_needed = frames_needed(rate, spec)
-    return decoder.get_samples_played_in_range(0.0, math.inf if num_needed is None else num_needed / rate)
+    return decoder.get_samples_played_in_range(0.0, frames_needed(rate, spec) / rate)
 
 
 def _frames_first(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -145,14 +145,3 @@ def _frames_first(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         "(num_frames, num_channels)",
         reason="corrupt",
     )
-
-
-def _as_float(frames: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Scale whole numbers to [-1, 1) by their type; floats stay as they are."""
-    if frames.dtype.kind == "f":
-        return frames.astype(np.float32)
-    if frames.dtype.kind not in "iu":
-        raise DecodeError(f"an array of {frames.dtype} is no clip; expected numbers", reason="corrupt")
-    half = 2.0 ** (8 * frames.dtype.itemsize - 1)
-    zero = half if frames.dtype.kind == "u" else 0.0
-    return ((frames.astype(np.float64) - zero) / half).astype(np.float32)

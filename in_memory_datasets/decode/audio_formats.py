@@ -12,21 +12,24 @@ class AudioFormat:
     Attributes:
         name: As people call it.
         demuxer: As FFmpeg calls it.
+        is_native: Whether a file of it that libsndfile does not open is damaged. Not so for Ogg, which may hold FLAC
+            or Speex.
     """
 
     name: str
     demuxer: str
+    is_native: bool = False
 
 
 _SIGNATURES: tuple[tuple[int, bytes, AudioFormat], ...] = (
-    (0, b"RIFF", AudioFormat("WAV", "wav")),
-    (0, b"RF64", AudioFormat("WAV", "wav")),
-    (0, b"riff", AudioFormat("Wave64", "w64")),
-    (0, b"FORM", AudioFormat("AIFF", "aiff")),
-    (0, b"fLaC", AudioFormat("FLAC", "flac")),
+    (0, b"RIFF", AudioFormat("WAV", "wav", is_native=True)),
+    (0, b"RF64", AudioFormat("WAV", "wav", is_native=True)),
+    (0, b"riff", AudioFormat("Wave64", "w64", is_native=True)),
+    (0, b"FORM", AudioFormat("AIFF", "aiff", is_native=True)),
+    (0, b"fLaC", AudioFormat("FLAC", "flac", is_native=True)),
     (0, b"OggS", AudioFormat("Ogg", "ogg")),
-    (0, b"caff", AudioFormat("CAF", "caf")),
-    (0, b".snd", AudioFormat("AU", "au")),
+    (0, b"caff", AudioFormat("CAF", "caf", is_native=True)),
+    (0, b".snd", AudioFormat("AU", "au", is_native=True)),
     (4, b"ftyp", AudioFormat("MP4/M4A", "mov")),
     (4, b"moov", AudioFormat("MP4/M4A", "mov")),
     (0, b"\x1a\x45\xdf\xa3", AudioFormat("WebM/Matroska", "matroska")),
@@ -41,7 +44,7 @@ _SIGNATURES: tuple[tuple[int, bytes, AudioFormat], ...] = (
     (0, b"\x0b\x77", AudioFormat("AC-3", "ac3")),
     (0, b"FLV\x01", AudioFormat("FLV", "flv")),
 )
-_MP3 = AudioFormat("MP3", "mp3")
+_MP3 = AudioFormat("MP3", "mp3", is_native=True)
 _ADTS = AudioFormat("AAC", "aac")
 # These have no mark of their own, so that only the name can tell.
 _BY_EXTENSION = {"g722": AudioFormat("G.722", "g722"), "mp3": _MP3, "aac": _ADTS}
@@ -82,4 +85,10 @@ def extension(name: str) -> str:
 def looks_like_text(data: bytes) -> bool:
     """Tell whether the first bytes are text, such as the page a server sends instead of a clip."""
     start = data[:256]
-    return all(byte >= 0x20 or byte in b"\t\n\r\f\x1b" for byte in start) and b"\x7f" not in start
+    try:
+        text = start.decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(start) - 3:  # not merely a character cut in two
+            return start.lstrip().startswith(b"<")
+        text = start[: error.start].decode()
+    return all(character.isprintable() or character.isspace() for character in text)

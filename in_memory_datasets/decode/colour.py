@@ -50,15 +50,11 @@ def _rgb_of_strip(strip: Any) -> Any:
 def _grey_of_deep_picture(picture: Any) -> Pixels:
     """Scale a one-channel picture of more than 8 bits to grey, shape (H, W)."""
     transparent = picture.info.get("transparency")
-    if picture.mode.startswith("I;16"):
-        # Pillow's array is in the stored byte order whatever the mode's name says.
-        values = np.asarray(picture)
-    else:
-        values = np.asarray(picture)
+    values = np.asarray(picture)
     if picture.mode == "F":
         values = np.nan_to_num(values, nan=0.0, posinf=255.0, neginf=0.0)
         is_unit = values.size > 0 and values.min() >= 0 and values.max() <= 1
-        grey = np.clip(np.rint(values * 255 if is_unit else values), 0, 255).astype(np.uint8)
+        grey: Pixels = np.clip(np.rint(values * 255 if is_unit else values), 0, 255).astype(np.uint8)
     elif picture.mode == "I" and values.max(initial=0) <= 255:
         grey = np.clip(values, 0, 255).astype(np.uint8)
     else:
@@ -91,7 +87,7 @@ def rgb_from_array(array: np.ndarray[Any, Any]) -> Pixels:
         array = array[:, :, None]
     if array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4):
         raise DecodeError(
-            f"an array of shape {array.shape} is no picture; expected (H, W), (H, W, C) or (C, H, W) with C from 1 to 4",
+            f"an array of shape {array.shape} is no picture; expected (H, W), (H, W, C) or (C, H, W), C from 1 to 4",
             reason="corrupt",
         )
     if array.size == 0:
@@ -100,7 +96,8 @@ def rgb_from_array(array: np.ndarray[Any, Any]) -> Pixels:
     if array.shape[2] in (2, 4):
         colour, alpha = array[:, :, :-1].astype(np.uint16), array[:, :, -1:].astype(np.uint16)
         array = ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    return np.broadcast_to(array, (*array.shape[:2], 3))
+    rgb: Pixels = np.broadcast_to(array, (*array.shape[:2], 3))
+    return rgb
 
 
 def _eight_bits(array: np.ndarray[Any, Any]) -> Pixels:
@@ -119,4 +116,5 @@ def _eight_bits(array: np.ndarray[Any, Any]) -> Pixels:
             f"{array.dtype} values from {low} to {high}; expected 0 to {most} (whole numbers to 255, floats to 1)",
             reason="corrupt",
         )
-    return (np.rint(array * 255) if most == 1 else array).astype(np.uint8)
+    scaled: Pixels = (np.rint(array * 255) if array.dtype.kind == "f" else array).astype(np.uint8)
+    return scaled

@@ -31,9 +31,7 @@ class DecodeMemory:
     def reserve(self, num_bytes: int) -> Iterator[None]:
         """Wait until `num_bytes` more may be used, and give them back at the end."""
         with self._turn, self._changed:
-            self._changed.wait_for(
-                lambda: self.bytes_in_use == 0 or self.bytes_in_use + num_bytes <= self._limit_bytes
-            )
+            self._changed.wait_for(lambda: self.bytes_in_use == 0 or self.bytes_in_use + num_bytes <= self._limit_bytes)
             self.bytes_in_use += num_bytes
         try:
             yield

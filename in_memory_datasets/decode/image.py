@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def decode_image(data: Any, *, spec: ImageSpec, name: str = "") -> Pixels:
         return _decode_object(data, spec)
     except DecodeError as error:
         raise DecodeError(f"{_label(name)}: {error}", reason=error.reason) from error.__cause__
-    except Exception as error:  # noqa: BLE001 - hostile bytes make codecs raise anything; all of it is a fact about them
+    except Exception as error:  # hostile bytes make codecs raise anything; all of it is a fact about them
         raise DecodeError(f"{_label(name)}: {_described(error)}", reason=_reason(error)) from error
 
 
@@ -142,8 +143,8 @@ def _min_size(header: JpegHeader, spec: ImageSpec) -> tuple[int, int]:
 def _jpeg_bytes(header: JpegHeader, min_size: tuple[int, int]) -> int:
     """Estimate what a scaled decode holds."""
     pixels = header.width * header.height
-    scale = max(min_size[0] / header.width, min_size[1] / header.height) + 1 / 8
-    scaled = 3 * pixels * min(1.0, scale) ** 2
+    scale = math.ceil(8 * max(min_size[0] / header.width, min_size[1] / header.height)) / 8
+    scaled = 3 * pixels * (scale**2 if scale <= 1 / 2 else 1)
     return int(scaled) + (_PROGRESSIVE_BYTES_PER_PIXEL * pixels if header.frame_type == 2 else 0)
 
 

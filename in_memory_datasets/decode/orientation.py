@@ -21,7 +21,7 @@ def exif_orientation(exif: bytes) -> int | None:
     Source: EXIF 2.32, section 4.6.2 (TIFF header and IFD0), tag 274.
 
     Example:
-        >>> exif_orientation(b"MM\\x00*\\x00\\x00\\x00\\x08\\x00\\x01\\x01\\x12\\x00\\x03\\x00\\x00\\x00\\x01\\x00\\x06\\x00\\x00")
+        >>> exif_orientation(bytes.fromhex("4d4d002a 00000008 0001 0112 0003 00000001 0006 0000"))
         6
     """
     exif = exif.removeprefix(b"Exif\0\0")

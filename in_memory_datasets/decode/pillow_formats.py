@@ -2,13 +2,12 @@
 
 Pillow's plugin classes are called directly. `Image.open` would warn about large pictures and odd headers, and Python's
 warning filters are shared by all threads; it would also offer the bytes to plugins that start other programs
-(Ghostscript for EPS). Two rare warnings remain Pillow's: damaged TIFF tags and an impossible APNG header. Where the
-user's filters make them errors, those pictures fail as corrupt.
+(Ghostscript for EPS). Three rare warnings remain Pillow's own: damaged TIFF tags, an impossible APNG header, and a GIF
+frame far larger than its screen. Where the user's filters make them errors, those pictures fail.
 """
 
 from __future__ import annotations
 
-import importlib
 import io
 import struct
 from typing import Any
@@ -20,7 +19,6 @@ FORMATS = (
 )  # fmt: skip
 """What is read beside JPEG. TGA has no magic number and so comes last."""
 
-_MODULES = ("Avif", "Bmp", "Cur", "Gif", "Ico", "Jpeg", "Jpeg2K", "Png", "Ppm", "Psd", "Qoi", "Tga", "Tiff", "WebP", "Xbm")
 _UNSUPPORTED_MAGIC = (
     (4, b"ftyphei", "HEIC"),
     (4, b"ftypmif1", "HEIF"),
@@ -43,8 +41,7 @@ def open_picture(data: bytes, *, max_pixels: int) -> Any:
     """
     from PIL import Image
 
-    for module in _MODULES:
-        importlib.import_module(f"PIL.{module}ImagePlugin")
+    Image.init()
     refuse_pixels(_webp_size(data), max_pixels)
     recognised = ""
     for name in FORMATS:

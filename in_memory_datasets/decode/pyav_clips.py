@@ -7,16 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from in_memory_datasets.decode.waveform import Frames, check_rate, frames_needed, mix_down
+from in_memory_datasets.decode.waveform import Frames, as_float_frames, check_rate, frames_needed, mix_down
 from in_memory_datasets.errors import DecodeError, MissingExtraError
 from in_memory_datasets.schema import AudioSpec
-
-_INTEGER_ZERO_AND_SCALE = {
-    np.dtype(np.uint8): (128, 2**7),
-    np.dtype(np.int16): (0, 2**15),
-    np.dtype(np.int32): (0, 2**31),
-    np.dtype(np.int64): (0, 2**63),
-}
 
 
 def import_av(format_name: str) -> Any:
@@ -51,11 +44,13 @@ def read_with_pyav(data: bytes, *, demuxer: str, format_name: str, spec: AudioSp
     blocks: list[Frames] = []
     rate = 0
     num_frames = 0
-    num_needed: int | None = None
+    num_needed = 0
     with av.open(io.BytesIO(data), format=demuxer, options={"protocol_whitelist": "none"}) as container:
         if not container.streams.audio:
             raise DecodeError(f"{format_name} without an audio stream", reason="not_media")
         stream = container.streams.audio[0]
+        if stream.codec_context is None:
+            raise DecodeError(f"{format_name} of an encoding that FFmpeg does not know", reason="corrupt")
         stream.codec_context.thread_count = 1
         try:
             for frame in container.decode(stream):
@@ -69,7 +64,7 @@ def read_with_pyav(data: bytes, *, demuxer: str, format_name: str, spec: AudioSp
                 block = mix_down(_float_frames(frame))
                 blocks.append(block)
                 num_frames += len(block)
-                if num_needed is not None and num_frames >= num_needed:
+                if num_frames >= num_needed:
                     break
         except av.error.FFmpegError:
             if not blocks:
@@ -77,11 +72,7 @@ def read_with_pyav(data: bytes, *, demuxer: str, format_name: str, spec: AudioSp
     return (np.concatenate(blocks)[:num_needed] if blocks else np.zeros(0, np.float32)), rate
 
 
-def _float_frames(frame: Any) -> np.ndarray[Any, Any]:
+def _float_frames(frame: Any) -> Frames:
     """Turn a frame of any sample format into float32, shape (num_frames, num_channels)."""
     values = frame.to_ndarray()
-    frames = values.T if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels)
-    if frames.dtype.kind == "f":
-        return frames.astype(np.float32)
-    zero, scale = _INTEGER_ZERO_AND_SCALE[frames.dtype]
-    return ((frames.astype(np.float64) - zero) / scale).astype(np.float32)
+    return as_float_frames(values.T if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels))

@@ -15,8 +15,8 @@ def fitted_size(size: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:
     """Give the (width, height) that a whole picture of `size` has once resized, before crop or pad.
 
     Example:
-        >>> fitted_size((400, 200), ImageSpec((100, 100), "crop")), fitted_size((400, 200), ImageSpec((100, 100), "pad"))
-        ((200, 100), (100, 50))
+        >>> [fitted_size((400, 200), ImageSpec((100, 100), resize)) for resize in ("stretch", "crop", "pad")]
+        [(100, 100), (200, 100), (100, 50)]
     """
     width, height = size
     target_width, target_height = spec.image_size

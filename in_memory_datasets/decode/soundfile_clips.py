@@ -12,6 +12,7 @@ import numpy as np
 
 from in_memory_datasets.decode.audio_formats import extension
 from in_memory_datasets.decode.waveform import Frames, check_rate, frames_needed, mix_down
+from in_memory_datasets.errors import DecodeError
 from in_memory_datasets.schema import AudioSpec
 
 # Read at once: 16 MiB of float32, a 30 s clip in stereo at 48 kHz. Headers may promise any length, so memory follows
@@ -32,8 +33,8 @@ def read_with_soundfile(data: bytes, *, name: str, spec: AudioSpec) -> tuple[Fra
         the data ends early.
 
     Raises:
-        soundfile.LibsndfileError: libsndfile cannot open or decode it.
-        DecodeError: Its sampling rate is absurd.
+        soundfile.LibsndfileError: libsndfile cannot open it.
+        DecodeError: "corrupt" where libsndfile opened it but cannot decode it, or its sampling rate is absurd.
     """
     import soundfile
 
@@ -50,11 +51,14 @@ def read_with_soundfile(data: bytes, *, name: str, spec: AudioSpec) -> tuple[Fra
             clip = soundfile.SoundFile(descriptor, closefd=False, **headerless)
         with clip:
             rate = check_rate(clip.samplerate)
-            return _read_mono(clip, frames_needed(rate, spec)), rate
+            try:
+                return _read_mono(clip, frames_needed(rate, spec)), rate
+            except soundfile.LibsndfileError as error:
+                raise DecodeError(f"damaged {clip.format} (libsndfile: {error})", reason="corrupt") from error
 
 
-def _read_mono(clip: Any, num_needed: int | None) -> Frames:
-    num_left = clip.frames if num_needed is None else min(clip.frames, num_needed)
+def _read_mono(clip: Any, num_needed: int) -> Frames:
+    num_left = min(clip.frames, num_needed)
     block_frames = max(1, _BLOCK_VALUES // clip.channels)
     blocks: list[Frames] = []
     while num_left > 0:

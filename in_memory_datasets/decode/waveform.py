@@ -36,19 +36,34 @@ def check_rate(rate: Any) -> int:
     return int(rate)
 
 
-def frames_needed(rate: int, spec: AudioSpec) -> int | None:
-    """Count the source frames that decide the kept part of a clip; None where all of it is kept.
+def frames_needed(rate: int, spec: AudioSpec) -> int:
+    """Count the source frames that decide the kept part of a clip.
 
     Example:
         >>> frames_needed(16_000, AudioSpec(max_duration=1.0)), frames_needed(48_000, AudioSpec(max_duration=1.0))
         (16000, 48768)
     """
-    if spec.max_frames is None:
-        return None
     if rate == spec.target_sr:
         return spec.max_frames
     reach = _FILTER_REACH * max(1, math.ceil(rate / spec.target_sr))
     return math.ceil(spec.max_frames * rate / spec.target_sr) + reach
+
+
+def as_float_frames(frames: np.ndarray[Any, Any]) -> Frames:
+    """Turn frames of any number type into float32: whole numbers by their type's range, floats as they are.
+
+    Example:
+        >>> as_float_frames(np.array([[-32768], [16384]], np.int16)).tolist()
+        [[-1.0], [0.5]]
+    """
+    if frames.dtype.kind == "f":
+        return frames.astype(np.float32, copy=False)
+    if frames.dtype.kind not in "iu":
+        raise DecodeError(f"an array of {frames.dtype} is no clip; expected numbers", reason="corrupt")
+    half = 2.0 ** (8 * frames.dtype.itemsize - 1)
+    zero = half if frames.dtype.kind == "u" else 0.0
+    scaled: Frames = ((frames.astype(np.float64) - zero) / half).astype(np.float32)
+    return scaled
 
 
 def mix_down(block: np.ndarray[Any, Any]) -> Frames:
@@ -93,8 +108,10 @@ def finish_waveform(mono: Frames, rate: int, spec: AudioSpec) -> Waveform:
         mono = soxr.resample(mono, rate, spec.target_sr, quality="HQ")
         if mono.size == 0:
             raise DecodeError(f"shorter than one frame at {spec.target_sr} Hz", reason="empty")
-    if spec.max_frames is not None:
-        mono = mono[: spec.max_frames]
+    mono = mono[: spec.max_frames]
+    kept: Waveform
     if spec.dtype == "int16":
-        return np.clip(np.rint(mono * np.float32(32_768)), -32_768, 32_767).astype(np.int16)
-    return np.clip(mono, -1.0, 1.0)
+        kept = np.clip(np.rint(mono * np.float32(32_768)), -32_768, 32_767).astype(np.int16)
+    else:
+        kept = np.clip(mono, -1.0, 1.0)
+    return kept

@@ -22,6 +22,13 @@ class AttemptFailed(Exception):
         self.retry_after = retry_after
 
 
+def too_large(size: str, max_bytes: int) -> AttemptFailed:
+    """Report a source above the size limit, both in bytes."""
+    return AttemptFailed(
+        "too_large", f"it has {size} bytes, at most {max_bytes:,} are fetched; raise FetchOptions(max_bytes=...)"
+    )
+
+
 class TimeLimit:
     """Bound the seconds one attempt spends inside its `with` blocks; between them its clock stands still.
 

@@ -48,8 +48,8 @@ class Fetcher:
         options: Concurrency, time-outs, retries, size limit, guards.
         max_buffered_bytes: Bytes of bodies held at once, counted from before their first byte is read until
             `Fetched.release()`. Requests wait while it is used up, and that wait is no part of their time-out. A
-            body larger than this is fetched alone. Beyond it, each connection buffers up to 128 KiB, and one body at
-            a time is copied together.
+            body larger than this is fetched alone. Beyond it, each connection buffers up to 384 KiB, and one body at
+            a time is copied together. Sources of kind "bytes" and "object" are not counted: they are the caller's.
 
     Bodies are held until they are released, so results are taken in the order of completion: a caller that waits
     for a particular future while it holds the others unreleased may wait for ever.

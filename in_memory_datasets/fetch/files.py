@@ -12,10 +12,10 @@ from in_memory_datasets.schema import strip_credentials
 
 # Protocols whose URLs name no network host of their own choice: where they connect to is fixed, or set by the user.
 # Others (http inside a chain, ftp, sftp, smb, ...) would lead past the address guard.
-_GUARDED_PROTOCOLS = frozenset(
-    "abfs abfss adl az blockcache bz2 cached dir file filecache gcs gdrive gs gzip hf lakefs libarchive local memory oci "
-    "oss s3 s3a simplecache tar zip".split()
-)
+_OBJECT_STORES = {"abfs", "abfss", "adl", "az", "gcs", "gdrive", "gs", "hf", "lakefs", "oci", "oss", "s3", "s3a"}
+_ON_THIS_MACHINE = {"dir", "file", "local", "memory", "blockcache", "cached", "filecache", "simplecache"}
+_ARCHIVES = {"bz2", "gzip", "libarchive", "tar", "zip"}
+_GUARDED_PROTOCOLS = frozenset(_OBJECT_STORES | _ON_THIS_MACHINE | _ARCHIVES)
 
 
 def stat_file(path: str) -> int:

@@ -14,7 +14,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from in_memory_datasets.fetch.address_guard import open_guarded_socket
-from in_memory_datasets.fetch.attempt import AttemptFailed, TimeLimit
+from in_memory_datasets.fetch.attempt import AttemptFailed, TimeLimit, too_large
 from in_memory_datasets.fetch.byte_budget import ByteBudget, Grant
 from in_memory_datasets.fetch.daemon_threads import DaemonThreads
 from in_memory_datasets.fetch.http_failures import HTTP_ERRORS, judge_error, judge_status
@@ -154,13 +154,6 @@ class HttpClient:
             if num_bytes > grant.num_bytes:
                 wanted = min(max(num_bytes, 2 * grant.num_bytes), max_bytes)
                 await self._budget.grow(grant, wanted - grant.num_bytes)
-
-
-def too_large(size: str, max_bytes: int) -> AttemptFailed:
-    """Report a source above the size limit."""
-    return AttemptFailed(
-        "too_large", f"it has {size} bytes, at most {max_bytes:,} are fetched; raise FetchOptions(max_bytes=...)"
-    )
 
 
 def parse_url(address: str) -> URL:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from in_memory_datasets.errors import FetchError
-from in_memory_datasets.fetch.attempt import AttemptFailed, TimeLimit
+from in_memory_datasets.fetch.attempt import AttemptFailed, TimeLimit, too_large
 from in_memory_datasets.fetch.byte_budget import ByteBudget, Grant
 from in_memory_datasets.fetch.daemon_threads import DaemonThreads
 from in_memory_datasets.fetch.files import find_local_path, read_file, read_object, stat_file, stat_object
@@ -134,9 +134,7 @@ def check_size(size: int, max_bytes: int) -> None:
     if size == 0:
         raise AttemptFailed("empty", "it has no bytes, expected an encoded file")
     if size > max_bytes:
-        raise AttemptFailed(
-            "too_large", f"it has {size:,} bytes, at most {max_bytes:,} are fetched; raise FetchOptions(max_bytes=...)"
-        )
+        raise too_large(f"{size:,}", max_bytes)
 
 
 def describe_failure(source: Source, failure: AttemptFailed, num_attempts: int) -> FetchError:

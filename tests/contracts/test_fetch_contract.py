@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -64,6 +65,7 @@ class FetchContract:
         assert error.stage == "fetch"
 
 
+@functools.cache
 def make_bytes(size: int) -> bytes:
     return bytes(number % 251 for number in range(size))
 

@@ -14,7 +14,9 @@ GIB = 2**30
 
 def make_machine(root: Path, *, available: int, cgroup: str = "", mountinfo: str = "") -> Path:
     (root / "proc/self").mkdir(parents=True)
-    (root / "proc/meminfo").write_text(f"MemTotal: 999 kB\nMemAvailable:   {available // 1024} kB\nHugePages_Total: 0\n")
+    (root / "proc/meminfo").write_text(
+        f"MemTotal: 999 kB\nMemAvailable:   {available // 1024} kB\nHugePages_Total: 0\n"
+    )
     (root / "proc/self/cgroup").write_text(cgroup)
     (root / "proc/self/mountinfo").write_text(mountinfo)
     return root

@@ -127,7 +127,11 @@ def test_a_header_with_a_gap_or_an_overlap_is_refused() -> None:
     arrays = map_arrays(memoryview(header + bytes(4 + 16)))
     assert arrays["b"].tolist() == [0, 0]
     assert len(header) == HEADER_BYTES
-    for wrong in (header.replace(b"[4,20]", b"[3,19]"), header.replace(b'"I64"', b'"I16"'), header.replace(b"U8", b"Q8")):
+    for wrong in (
+        header.replace(b"[4,20]", b"[3,19]"),
+        header.replace(b'"I64"', b'"I16"'),
+        header.replace(b"U8", b"Q8"),
+    ):
         with pytest.raises(StoreError, match="damaged"):
             map_arrays(memoryview(wrong + bytes(20)))
     with pytest.raises(StoreError, match="expected 4,116"):

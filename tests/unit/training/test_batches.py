@@ -84,9 +84,7 @@ def test_int16_at_rest_is_served_as_float32() -> None:
 
 def test_features_over_time_are_padded_along_time() -> None:
     serving = AudioServing(transform=lambda wave: wave.reshape(1, -1).repeat(4, 1))
-    batch = serving.batch(
-        [np.ones(2, np.float32), np.ones(3, np.float32)], make_books(2), spec=AudioSpec(10, 1.0)
-    )
+    batch = serving.batch([np.ones(2, np.float32), np.ones(3, np.float32)], make_books(2), spec=AudioSpec(10, 1.0))
     assert batch.audio.shape == (2, 4, 3)
     assert batch[0]["audio"].shape == (4, 2)
 

@@ -1,0 +1,124 @@
+"""A picture and sound server that can be told to stall or fail, and a way to start scripts."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+
+
+class MediaServer(ThreadingHTTPServer):
+    """Serve /<i>.png, grey pictures of level i, and /<i>.wav, i + 1 tenths of a second; count every request."""
+
+    daemon_threads = True
+    request_queue_size = 512
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.requests: list[str] = []
+        self.stalls = threading.Event()  # while set, nobody is answered
+        self.asked = threading.Event()
+        self.release = threading.Event()
+        self.broken: set[str] = set()  # paths that are not found ...
+        self.mended_by: Path | None = None  # ... until this file exists
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients of these tests are killed on purpose: their broken connections are no news."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: MediaServer
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        server = self.server
+        server.requests.append(self.path)
+        server.asked.set()
+        if server.stalls.is_set():
+            server.release.wait()
+            return
+        mended = server.mended_by is not None and server.mended_by.exists()
+        found = self.path not in server.broken or mended
+        body = make_media(self.path) if found else b""
+        self.send_response(200 if found else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Stay quiet."""
+
+
+def make_media(path: str) -> bytes:
+    name, _, kind = path.strip("/").partition(".")
+    file = io.BytesIO()
+    if kind == "png":
+        Image.new("L", (40, 30), int(name) % 256).save(file, "PNG")
+    else:
+        soundfile.write(file, np.full((int(name) + 1) * 800, 0.5, np.float32), 8000, format="WAV")
+    return file.getvalue()
+
+
+@pytest.fixture
+def server() -> Iterator[MediaServer]:
+    media = MediaServer()
+    thread = threading.Thread(target=media.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield media
+    media.release.set()
+    media.shutdown()
+    thread.join()
+    media.server_close()
+
+
+Script = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def script() -> Iterator[Script]:
+    """Start a function of `scripts` in a process of its own; whatever still runs at the end is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(name: str, *, launcher: tuple[str, ...] = (), env: dict[str, str] | None = None, **arguments: Any) -> Any:
+        command = [sys.executable, *launcher, "-m", "tests.process.scripts", name, json.dumps(arguments)]
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, 9)
+        process.communicate()
+
+
+def result_of(process: subprocess.Popen[str]) -> Any:
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return json.loads(output.splitlines()[-1]) if output.strip() else None

@@ -1,0 +1,108 @@
+"""One copy for the ranks of a job and for all jobs of a machine; nothing left when they are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.process.conftest import MediaServer, Script, result_of
+
+
+def launch(script: Script, directory: Path, name: str, **arguments: object) -> list[dict[str, object]]:
+    """Run a script as two ranks under torchrun and collect what each of them says."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    process = script(name, launcher=launcher, env={"RESULT_DIR": str(directory)}, **arguments)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return [json.loads((directory / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("with_cache", [False, True])
+def test_two_ranks_load_once_and_share_the_memory(
+    tmp_path: Path, server: MediaServer, script: Script, with_cache: bool
+) -> None:
+    urls = [f"{server.url}/{i}.png" for i in range(20)]
+    cache_dir = str(tmp_path / "cache") if with_cache else None
+    first, second = launch(script, tmp_path, "load_urls", urls=urls, cache_dir=cache_dir, distributed=True)
+    assert first["inode"] == second["inode"]
+    assert first["total"] == second["total"] == sum(range(20)) * 32 * 32 * 3
+    assert len(server.requests) == 20
+
+
+def test_two_ranks_retry_clips_once_and_share_the_result(tmp_path: Path, server: MediaServer, script: Script) -> None:
+    server.broken = {"/1.wav", "/3.wav"}
+    server.mended_by = tmp_path / "mended"
+    urls = [f"{server.url}/{i}.wav" for i in range(5)]
+    results = launch(script, tmp_path, "load_audio_and_retry", urls=urls, flag=str(server.mended_by))
+    assert results[0] == results[1]
+    assert results[0]["before"] == [1, 3]
+    assert results[0]["after"] == []
+    assert len(server.requests) == 5 + 2
+
+
+def test_jobs_started_at_once_share_one_build_in_the_cache(tmp_path: Path, server: MediaServer, script: Script) -> None:
+    urls = [f"{server.url}/{i}.png" for i in range(10)]
+    jobs = [script("load_urls", urls=urls, cache_dir=str(tmp_path)) for _ in range(3)]
+    results = [result_of(job) for job in jobs]
+    assert results[0] == results[1] == results[2]
+    assert len(server.requests) == 10
+
+
+def test_another_job_takes_over_when_the_builder_is_killed(tmp_path: Path, server: MediaServer, script: Script) -> None:
+    server.stalls.set()
+    urls = [f"{server.url}/{i}.png" for i in range(10)]
+    builder = script("load_urls", urls=urls, cache_dir=str(tmp_path))
+    assert server.asked.wait(60)
+    builder.send_signal(signal.SIGKILL)
+    builder.wait()
+    server.stalls.clear()
+    server.release.set()
+    assert result_of(script("load_urls", urls=urls, cache_dir=str(tmp_path)))["failed"] == []
+
+
+def test_another_rank_takes_over_when_the_builder_is_killed(server: MediaServer, script: Script) -> None:
+    server.stalls.set()
+    urls = [f"{server.url}/{i}.png" for i in range(10)]
+    job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.server_port)}
+    builder = script("load_urls", urls=urls, env={**job, "RANK": "0"})
+    assert server.asked.wait(60)
+    waiting = script("load_urls", urls=urls, env={**job, "RANK": "1"})
+    server.stalls.clear()
+    builder.send_signal(signal.SIGKILL)
+    builder.wait()
+    server.release.set()
+    result = result_of(waiting)
+    assert result["failed"] == []
+    assert result["total"] == sum(range(10)) * 32 * 32 * 3
+
+
+def test_nothing_is_left_under_any_name_after_kill_9(server: MediaServer, script: Script) -> None:
+    before = set(os.listdir("/dev/shm"))
+    server.stalls.set()
+    job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.server_port)}
+    builder = script("load_urls", urls=[f"{server.url}/0.png"], env=job)
+    assert server.asked.wait(60)
+    assert "in-memory-datasets" in Path("/proc/net/unix").read_text()
+    builder.send_signal(signal.SIGKILL)
+    builder.wait()
+    assert "in-memory-datasets" not in Path("/proc/net/unix").read_text()
+    assert set(os.listdir("/dev/shm")) <= before
+
+
+def test_ctrl_c_ends_a_load_within_two_seconds_and_releases_everything(
+    tmp_path: Path, server: MediaServer, script: Script
+) -> None:
+    server.stalls.set()
+    ready = tmp_path / "ready"
+    process = script("interrupted", url=server.url, ready=str(ready))
+    assert server.asked.wait(60)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=20)
+    assert process.returncode == 0, errors
+    result = json.loads(output)
+    assert result["sockets"] == []
+    assert result["blocks"] == []

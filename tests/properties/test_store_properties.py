@@ -1,0 +1,114 @@
+"""Whatever goes into a store comes out of it again."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from in_memory_datasets import errors
+from in_memory_datasets.schema import AudioSpec, Failure, ImageSpec, parse_bytes, strip_credentials
+from in_memory_datasets.store import open_store, save_store
+from in_memory_datasets.training.batches import collate_audio
+from tests.making import make_store
+
+texts = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), max_size=3).map(tuple)
+
+
+@st.composite
+def image_stores(draw: st.DrawFn):  # type: ignore[no-untyped-def]
+    width, height = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    num_samples = draw(st.integers(1, 12))
+    fill = np.random.default_rng(draw(st.integers(0, 99)))
+    failed = draw(st.sets(st.integers(0, num_samples - 1)))
+    samples = [None if i in failed else fill.integers(0, 256, (height, width, 3), np.uint8) for i in range(num_samples)]
+    captions = [draw(texts) for _ in samples]
+    return ImageSpec((width, height)), samples, captions, draw(st.permutations(range(num_samples)))
+
+
+@st.composite
+def clip_stores(draw: st.DrawFn):  # type: ignore[no-untyped-def]
+    spec = AudioSpec(100, 10.0, draw(st.sampled_from(["float32", "int16"])))
+    lengths = draw(st.lists(st.one_of(st.none(), st.integers(0, 3000)), min_size=1, max_size=8))
+    fill = np.random.default_rng(draw(st.integers(0, 99)))
+    samples = [None if n is None else (fill.normal(size=n) * 1000).astype(spec.dtype) for n in lengths]
+    captions = [draw(texts) for _ in samples]
+    return spec, samples, captions, draw(st.permutations(range(len(lengths))))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.one_of(image_stores(), clip_stores()))
+def test_save_then_open_is_identity(parts) -> None:  # type: ignore[no-untyped-def]
+    spec, samples, captions, order = parts
+    with tempfile.TemporaryDirectory() as directory:
+        with make_store(spec, samples, captions=captions, order=order) as store:
+            save_store(store, directory)
+        with open_store(directory) as store:
+            assert store.spec == spec
+            assert store.verify() == []
+            for slot, sample in enumerate(samples):
+                assert tuple(store.table.captions(slot)) == captions[slot]
+                if sample is not None:
+                    np.testing.assert_array_equal(store.sample(slot), sample)
+            assert [f.index for f in store.table.failures()] == [i for i, s in enumerate(samples) if s is None]
+        assert {path.name for path in Path(directory).iterdir()} == {
+            "manifest.json",
+            "rows.arrow",
+            "samples.safetensors",
+        }
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(0, 9))
+def test_unpadding_a_batch_gives_the_clips_back(lengths: list[int], seed: int) -> None:
+    fill = np.random.default_rng(seed)
+    clips = [fill.normal(size=length).astype(np.float32) for length in lengths]
+    batch = collate_audio([{"audio": clip, "caption": "", "index": i, "valid": True} for i, clip in enumerate(clips)])
+    for row, length, clip in zip(batch["audio"], batch["lengths"].tolist(), clips, strict=True):
+        np.testing.assert_array_equal(row[:length], clip)
+        assert not row[length:].any()
+
+
+@given(st.text(max_size=50))
+def test_every_error_survives_pickling(message: str) -> None:
+    kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, Exception)]
+    assert len(kinds) == 9
+    for kind in kinds:
+        error = kind(message)
+        for name in vars(error):
+            setattr(error, name, 3)
+        copy = pickle.loads(pickle.dumps(error))
+        assert (type(copy), str(copy), vars(copy)) == (kind, str(error), vars(error))
+
+
+@given(st.text(max_size=80))
+def test_stripping_credentials_never_fails_and_is_done_once(text: str) -> None:
+    assert strip_credentials(strip_credentials(text)) == strip_credentials(text)
+
+
+@given(
+    st.text("abcXYZ09-_", min_size=1, max_size=10),
+    st.text("abcXYZ09-_", min_size=8, max_size=12).filter(lambda secret: secret not in "example"),
+)
+def test_a_password_or_token_is_never_shown(user: str, secret: str) -> None:
+    url = f"https://{user}:{secret}@host.example/p?size=1&access_token={secret}&X-Amz-Signature={secret}#top"
+    assert secret not in strip_credentials(url)
+    assert "size=1" in strip_credentials(url)
+
+
+@given(st.integers(1, 10**6), st.sampled_from(["", "k", "M", "G", "T"]))
+def test_sizes_in_words(number: int, unit: str) -> None:
+    power = " kMGT".index(unit) if unit else 0
+    assert parse_bytes(f"{number} {unit}B") == number * 1000**power
+    if unit:
+        assert parse_bytes(f"{number}{unit}iB") == number * 1024**power
+
+
+def test_a_failure_shows_its_source_once() -> None:
+    failure = Failure(3, "/a.jpg", "fetch", "not_found", "/a.jpg: there is no such file")
+    assert str(failure).count("/a.jpg") == 1
