@@ -104,7 +104,8 @@ def _eight_bits(array: np.ndarray[Any, Any]) -> Pixels:
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.bool_:
-        return array.astype(np.uint8) * np.uint8(255)
+        white: Pixels = array.astype(np.uint8) * np.uint8(255)
+        return white
     if array.dtype == np.uint16:
         return (array >> 8).astype(np.uint8)
     if array.dtype.kind not in "iuf":

@@ -89,7 +89,7 @@ def _descriptor(data: bytes) -> Iterator[int]:
     when a damaged header makes it seek before the beginning, as with a BytesIO.
     """
     if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("clip", os.MFD_CLOEXEC)
+        descriptor = os.memfd_create("in-memory-datasets-clip", os.MFD_CLOEXEC)
         try:
             view = memoryview(data)
             while view:
