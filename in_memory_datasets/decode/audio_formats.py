@@ -78,8 +78,8 @@ def extension(name: str) -> str:
         >>> extension("https://a.example/Call.G722?token=1")
         'g722'
     """
-    path = name.split("?", 1)[0].split("#", 1)[0]
-    return path.rpartition("/")[2].rpartition(".")[2].lower() if "." in path else ""
+    file_name = name.split("?", 1)[0].split("#", 1)[0].rpartition("/")[2]
+    return file_name.rpartition(".")[2].lower() if "." in file_name else ""
 
 
 def looks_like_text(data: bytes) -> bool:

@@ -128,12 +128,11 @@ def test_a_header_that_promises_four_gigabytes_gives_what_is_there():
 
 @pytest.mark.parametrize("kind", ["WAV", "OGG", "MP3", "AIFF", "AU"])
 def test_a_clip_cut_short_gives_what_soundfile_decodes(kind):
-    data = encoded(chord(3.0), kind=kind)
+    data = encoded(np.random.default_rng(0).normal(0, 0.1, (132_300, 1)), kind=kind)
     data = data[: len(data) // 2]
-    expected = reference(data)
     result = decode_audio(data, spec=SPEC)
-    assert 0.9 < result.size / 24_000 < 1.1
-    np.testing.assert_allclose(result, expected, atol=1e-6)
+    assert 16_000 < result.size < 32_000
+    np.testing.assert_allclose(result, reference(data), atol=1e-6)
 
 
 def test_long_clips_read_in_several_blocks_equal_one_read(monkeypatch):
@@ -172,6 +171,7 @@ def pyav_encoded(container, codec, frames, rate):
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
         stream = output.add_stream(codec, rate=rate, layout="mono" if frames.shape[1] == 1 else "stereo")
+        stream.bit_rate = 128_000
         clip = av.AudioFrame.from_ndarray(np.ascontiguousarray(frames.T), "fltp", stream.layout.name)
         clip.sample_rate = rate
         for part in (clip, None):

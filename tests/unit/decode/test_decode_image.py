@@ -408,7 +408,7 @@ def test_the_placeholder_is_grey():
 
 
 def test_importing_the_package_imports_no_decoder():
-    heavy = "torch PIL soundfile soxr simplejpeg av".split()
+    heavy = ["torch", "PIL", "soundfile", "soxr", "simplejpeg", "av"]
     script = f"import in_memory_datasets.decode, sys; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
