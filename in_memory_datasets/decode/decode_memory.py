@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 LIMIT_BYTES = 512 * 2**20
+# glibc keeps what a thread has freed in that thread's arena. Four threads that decode 88 million pixels one after
+# another grew by 1.5 GB, and by 0.7 GB with a trim before each; it takes milliseconds, so small decodes go without.
+_TRIM_BYTES = 128 * 2**20
 
 
 class DecodeMemory:
@@ -33,12 +38,21 @@ class DecodeMemory:
         with self._turn, self._changed:
             self._changed.wait_for(lambda: self.bytes_in_use == 0 or self.bytes_in_use + num_bytes <= self._limit_bytes)
             self.bytes_in_use += num_bytes
+        if num_bytes >= _TRIM_BYTES:
+            _malloc_trim()(0)
         try:
             yield
         finally:
             with self._changed:
                 self.bytes_in_use -= num_bytes
                 self._changed.notify_all()
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], object]:
+    """Find glibc's function that gives freed memory back; elsewhere one that does nothing."""
+    found: Callable[[int], object] = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)
+    return found
 
 
 _of_process: tuple[int, DecodeMemory] = (os.getpid(), DecodeMemory())

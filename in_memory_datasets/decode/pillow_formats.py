@@ -94,7 +94,8 @@ def _open_icon(data: bytes, *, max_pixels: int) -> Any:
     icons = IcoImagePlugin.IcoFile(io.BytesIO(data))
     if not icons.entry:
         raise DecodeError("an icon file without a picture", reason="empty")
-    inner = data[icons.entry[0].offset :]
+    largest = icons.entry[0]
+    inner = data[largest["offset"] if isinstance(largest, dict) else largest.offset :]  # a dict before Pillow 11
     if inner.startswith(b"\x89PNG"):
         return open_picture(inner, max_pixels=max_pixels)
     width, height = BmpImagePlugin.DibImageFile(io.BytesIO(inner)).size

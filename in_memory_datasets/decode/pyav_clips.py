@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from in_memory_datasets.decode.waveform import Frames, as_float_frames, check_rate, frames_needed, mix_down
+from in_memory_datasets.decode.waveform import Frames, check_rate, frames_needed, mix_down
 from in_memory_datasets.errors import DecodeError, MissingExtraError
 from in_memory_datasets.schema import AudioSpec
 
@@ -42,6 +42,8 @@ def read_with_pyav(data: bytes, *, demuxer: str, format_name: str, spec: AudioSp
     """
     av = import_av(format_name)
     blocks: list[Frames] = []
+    resampler = None
+    layout = ""
     rate = 0
     num_frames = 0
     num_needed = 0
@@ -61,18 +63,18 @@ def read_with_pyav(data: bytes, *, demuxer: str, format_name: str, spec: AudioSp
                     raise DecodeError(
                         f"the sampling rate changes from {rate} to {frame.sample_rate} Hz", reason="corrupt"
                     )
-                block = mix_down(_float_frames(frame))
-                blocks.append(block)
-                num_frames += len(block)
+                if resampler is None or frame.layout.name != layout:
+                    layout = frame.layout.name
+                    # Packed, because PyAV looks for a planar frame's channels until a null pointer, and FFmpeg writes
+                    # none behind the eighth: a clip of 8 channels or more ends the process (seen with 18.1).
+                    resampler = av.AudioResampler(format="flt", layout=frame.layout)
+                for part in resampler.resample(frame):
+                    if part.samples:
+                        blocks.append(mix_down(part.to_ndarray().reshape(part.samples, -1)))
+                        num_frames += part.samples
                 if num_frames >= num_needed:
                     break
         except av.error.FFmpegError:
             if not blocks:
                 raise
     return (np.concatenate(blocks)[:num_needed] if blocks else np.zeros(0, np.float32)), rate
-
-
-def _float_frames(frame: Any) -> Frames:
-    """Turn a frame of any sample format into float32, shape (num_frames, num_channels)."""
-    values = frame.to_ndarray()
-    return as_float_frames(values.T if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels))

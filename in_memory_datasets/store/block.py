@@ -191,6 +191,8 @@ class Spool:
 
     def move(self, start: int, num_bytes: int, *, to: Block, offset: int) -> None:
         """Write the clip at `start` into `to` and give its pages back; for when all clips are in."""
+        if not num_bytes:
+            return
         if self._pages is None:
             self._block.resize(self._end)
             self._pages = mmap.mmap(self._block.fd, self._end, mmap.MAP_SHARED)

@@ -131,7 +131,7 @@ def test_a_clip_cut_short_gives_what_soundfile_decodes(kind):
     data = encoded(np.random.default_rng(0).normal(0, 0.1, (132_300, 1)), kind=kind)
     data = data[: len(data) // 2]
     result = decode_audio(data, spec=SPEC)
-    assert 16_000 < result.size < 32_000
+    assert 12_000 < result.size < 32_000
     np.testing.assert_allclose(result, reference(data), atol=1e-6)
 
 
@@ -166,15 +166,18 @@ def test_the_name_is_no_proof():
     assert refused(bytes(range(256)) * 4, name="song.wav").reason == "not_media"
 
 
-def pyav_encoded(container, codec, frames, rate):
+def pyav_encoded(container, codec, frames, rate, layout):
+    """Encode frames in their packed form; PyAV's planar arrays end at eight channels."""
     av = pytest.importorskip("av")
     buffer = io.BytesIO()
+    clip = av.AudioFrame(format="flt", layout=layout, samples=len(frames))
+    clip.planes[0].update(np.ascontiguousarray(frames))
+    clip.sample_rate = rate
     with av.open(buffer, "w", format=container) as output:
-        stream = output.add_stream(codec, rate=rate, layout="mono" if frames.shape[1] == 1 else "stereo")
+        stream = output.add_stream(codec, rate=rate, layout=layout)
         stream.bit_rate = 128_000
-        clip = av.AudioFrame.from_ndarray(np.ascontiguousarray(frames.T), "fltp", stream.layout.name)
-        clip.sample_rate = rate
-        for part in (clip, None):
+        resampler = av.AudioResampler(format=stream.codec_context.format, layout=layout, rate=rate)
+        for part in (*resampler.resample(clip), None):
             for packet in stream.encode(part):
                 output.mux(packet)
     return buffer.getvalue()
@@ -194,7 +197,7 @@ def pyav_encoded(container, codec, frames, rate):
 def test_what_libsndfile_cannot_read_comes_from_pyav(container, codec, rate, name):
     pytest.importorskip("av")
     frames = chord(2.0, rate, channels=1 if codec == "g722" else 2)
-    data = pyav_encoded(container, codec, frames, rate)
+    data = pyav_encoded(container, codec, frames, rate, "mono" if codec == "g722" else "stereo")
     result = decode_audio(data, spec=SPEC, name=name)
     expected = soxr.resample(frames.mean(axis=1), rate, 16_000, quality="HQ")
     assert abs(result.size - 32_000) < 2_500  # AAC pads to whole frames
@@ -202,6 +205,15 @@ def test_what_libsndfile_cannot_read_comes_from_pyav(container, codec, rate, nam
     best = max(np.corrcoef(result[at : at + 24_000], expected[2_000:26_000])[0, 1] for at in range(500, 5_000))
     assert best > 0.98
     assert decode_audio(data, spec=AudioSpec(16_000, 0.5), name=name).shape == (8_000,)
+
+
+@pytest.mark.parametrize("layout", ["5.1", "7.1", "hexadecagonal"])
+def test_eight_channels_and_more_do_not_end_the_process(layout):
+    """PyAV's array of a planar frame reads past the last of eight channel pointers."""
+    av = pytest.importorskip("av")
+    frames = chord(1.0, 16_000, channels=av.AudioLayout(layout).nb_channels)
+    data = pyav_encoded("wv", "wavpack", frames, 16_000, layout)
+    np.testing.assert_allclose(decode_audio(data, spec=SPEC), frames.mean(axis=1), atol=1 / 128)  # 8 bits
 
 
 WITHOUT_PYAV = [
@@ -224,11 +236,9 @@ def test_without_pyav_its_formats_are_refused_with_the_command_that_helps(monkey
     assert error.__cause__.extra == "audio"
 
 
-@pytest.mark.parametrize(("data", "name"), WITHOUT_PYAV)
+@pytest.mark.parametrize(("data", "name"), WITHOUT_PYAV[:-1])  # any bytes are G.722
 def test_with_pyav_a_mere_beginning_is_corrupt(data, name):
     pytest.importorskip("av")
-    if name:
-        pytest.skip("any bytes are G.722")
     assert refused(data, name=name).reason in ("corrupt", "not_media", "empty")
 
 
