@@ -9,19 +9,18 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
 
-from demo.scenes import draw_scene, render_scene
+from demo.scenes import NUM_SCENES, draw_scene, render_scene
 from demo.sounds import draw_sound, render_sound
 
 _FORMATS = {".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG"}
 # Distinct files that are kept; further indices show the same scene under a name of their own.
-_NUM_KEPT = 2048
+_NUM_KEPT = NUM_SCENES
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +67,18 @@ def serve_demo(*, latency_seconds: float = 0.06, missing: float = 0.0, seed: int
     """
     command = [sys.executable, "-m", "demo.server", "--latency", str(latency_seconds)]
     command += ["--missing", str(missing), "--seed", str(seed)]
-    # The server ends when its standard input does, and so also when this process is killed.
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command, cwd=Path(__file__).parents[1], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
+    ) as process:
+        assert process.stdin is not None
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         if not url:
             raise RuntimeError(f"the demonstration server did not start (exit status {process.wait()})")
-        yield DemoServer(url, seed)
-    finally:
-        process.terminate()
-        process.communicate()
+        try:
+            yield DemoServer(url, seed)
+        finally:
+            process.stdin.close()  # the server ends when its input does, and so also when this process is killed
 
 
 def render(path: str, seed: int) -> bytes:
@@ -93,11 +91,10 @@ def render(path: str, seed: int) -> bytes:
 
 
 class _Site:
-    def __init__(self, latency_seconds: float, missing: float, seed: int, processes: ProcessPoolExecutor) -> None:
+    def __init__(self, latency_seconds: float, missing: float, seed: int) -> None:
         self._latency_seconds = latency_seconds
         self._missing = missing
         self._seed = seed
-        self._processes = processes
         self._kept: dict[str, asyncio.Future[bytes]] = {}
 
     async def answer(self, request: web.Request) -> web.Response:
@@ -113,26 +110,23 @@ class _Site:
         kind = path.rpartition("/")[0]
         key = f"{kind}/{int(name) % _NUM_KEPT}{suffix}"
         if key not in self._kept:
-            self._kept[key] = loop.run_in_executor(self._processes, render, key, self._seed)
+            self._kept[key] = loop.run_in_executor(None, render, key, self._seed)
         body = await asyncio.shield(self._kept[key])
         await asyncio.sleep(max(0.0, due - loop.time()))
         return web.Response(body=body, content_type="application/octet-stream")
 
 
 async def _main(latency_seconds: float, missing: float, seed: int) -> None:
-    with ProcessPoolExecutor(max(1, (os.cpu_count() or 1) - 1)) as processes:
-        site = _Site(latency_seconds, missing, seed, processes)
-        app = web.Application()
-        app.router.add_get("/{kind:images|sounds}/{name}", site.answer)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        try:
-            listener = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
-            await listener.start()
-            print("http://{}:{}".format(*runner.addresses[0][:2]), flush=True)
-            await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-        finally:
-            await runner.cleanup()
+    app = web.Application()
+    app.router.add_get("/{kind:images|sounds}/{name}", _Site(latency_seconds, missing, seed).answer)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
+        print("http://{}:{}".format(*runner.addresses[0][:2]), flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+    finally:
+        await runner.cleanup()
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def _open_icon(data: bytes, *, max_pixels: int) -> Any:
     if not icons.entry:
         raise DecodeError("an icon file without a picture", reason="empty")
     largest = icons.entry[0]
-    inner = data[largest["offset"] if isinstance(largest, dict) else largest.offset :]  # a dict before Pillow 11
+    inner = data[largest["offset"] if isinstance(largest, dict) else largest.offset :]  # a dict in older Pillow
     if inner.startswith(b"\x89PNG"):
         return open_picture(inner, max_pixels=max_pixels)
     width, height = BmpImagePlugin.DibImageFile(io.BytesIO(inner)).size

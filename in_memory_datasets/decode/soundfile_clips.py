@@ -41,14 +41,13 @@ def read_with_soundfile(data: bytes, *, name: str, spec: AudioSpec) -> tuple[Fra
     headerless = _HEADERLESS.get(extension(name), {})
     if headerless.get("subtype") == "GSM610" and not _is_gsm(data):
         headerless = {}
-    with _descriptor(data) as descriptor:
+    with _path_to(data) as path:
         try:
-            clip = soundfile.SoundFile(descriptor, closefd=False)
+            clip = soundfile.SoundFile(path)
         except soundfile.LibsndfileError:
             if not headerless:
                 raise
-            os.lseek(descriptor, 0, os.SEEK_SET)
-            clip = soundfile.SoundFile(descriptor, closefd=False, **headerless)
+            clip = soundfile.SoundFile(path, **headerless)
         with clip:
             rate = check_rate(clip.samplerate)
             try:
@@ -82,24 +81,25 @@ def _is_gsm(data: bytes) -> bool:
 
 
 @contextmanager
-def _descriptor(data: bytes) -> Iterator[int]:
-    """Lay bytes behind a file descriptor.
+def _path_to(data: bytes) -> Iterator[str]:
+    """Lay bytes behind a path.
 
-    libsndfile reads it without calling back into Python: no GIL per block, and no exception lost inside a callback
-    when a damaged header makes it seek before the beginning, as with a BytesIO.
+    libsndfile reads a file without calling back into Python: no GIL per block, and no exception lost inside a callback
+    when a damaged header makes it seek before the beginning, as with a BytesIO. It gets a path, not a descriptor:
+    libsndfile up to 1.2.0 closes a descriptor that it cannot open as a clip, even one that it is told to leave open,
+    and closing it here again could then hit a file of another thread.
     """
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("in-memory-datasets-clip", os.MFD_CLOEXEC)
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
-            os.lseek(descriptor, 0, os.SEEK_SET)
-            yield descriptor
-        finally:
-            os.close(descriptor)
-    else:
-        with tempfile.TemporaryFile() as file:
+    if not hasattr(os, "memfd_create") or not os.path.isdir("/proc/self/fd"):
+        with tempfile.NamedTemporaryFile(prefix="in-memory-datasets-clip-") as file:
             file.write(data)
-            file.seek(0)
-            yield file.fileno()
+            file.flush()
+            yield file.name
+        return
+    descriptor = os.memfd_create("in-memory-datasets-clip", os.MFD_CLOEXEC)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
