@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import random
 from dataclasses import dataclass
@@ -59,15 +60,20 @@ class Scene:
 
 def draw_scene(index: int, *, seed: int = 0) -> Scene:
     """Choose what picture `index` shows; the first `NUM_SCENES` pictures all differ in what they show."""
-    order = list(range(NUM_SCENES))
-    random.Random(seed).shuffle(order)
-    number = order[index % NUM_SCENES]
+    number = _order(seed)[index % NUM_SCENES]
     values = []
     for choices in (tuple(COLOURS), tuple(BACKGROUNDS), SHAPES, tuple(SIZES), tuple(PLACES)):
         number, choice = divmod(number, len(choices))
         values.append(choices[choice])
     colour, background, shape, size, place = values
     return Scene(shape, colour, size, place, background, random.Random(f"{seed} {index}").randrange(len(PHRASES)))
+
+
+@functools.cache
+def _order(seed: int) -> list[int]:
+    order = list(range(NUM_SCENES))
+    random.Random(seed).shuffle(order)
+    return order
 
 
 def render_scene(scene: Scene, index: int, *, seed: int = 0, image_format: str = "JPEG") -> bytes:

@@ -68,7 +68,12 @@ def serve_demo(*, latency_seconds: float = 0.06, missing: float = 0.0, seed: int
     command = [sys.executable, "-m", "demo.server", "--latency", str(latency_seconds)]
     command += ["--missing", str(missing), "--seed", str(seed)]
     with subprocess.Popen(
-        command, cwd=Path(__file__).parents[1], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command,
+        cwd=Path(__file__).parents[1],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C is for the client, which then closes this server's input
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import itertools
 import random
 from dataclasses import dataclass
 
@@ -17,14 +19,18 @@ WAVES = ("sine", "square", "sawtooth")
 NOISES = ("white", "brown")
 SWEEPS_HZ = {"rising": (200.0, 2400.0), "falling": (2400.0, 200.0)}
 BEEPS = {"two": 2, "three": 3, "five": 5}
-PHRASES = ("{what}", "the sound of {what}", "a recording of {what}")
+PHRASES = {
+    1: ("{0}", "the sound of {0}", "a recording of {0}"),
+    2: ("{0}, then {1}", "first {0}, then {1}", "{0} followed by {1}", "{1} after {0}"),
+}
+PAUSE_SECONDS = 0.2
 
 Wave = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Sound:
-    """What a clip holds.
+class Event:
+    """One thing to be heard.
 
     Attributes:
         kind: "tone", "beeps", "sweep" or "noise".
@@ -32,7 +38,6 @@ class Sound:
         detail: The wave of a tone, the number of beeps, the direction of a sweep or the colour of a noise, in words.
         pitch: A key of `PITCHES_HZ`; "" where the kind has none.
         seconds: How long it lasts.
-        phrase: Which of `PHRASES` the caption is made with.
     """
 
     kind: str
@@ -40,18 +45,40 @@ class Sound:
     detail: str
     pitch: str
     seconds: float
-    phrase: int
 
     @property
-    def caption(self) -> str:
+    def description(self) -> str:
         """Say what is to be heard."""
-        what = {
+        return {
             "tone": f"a {self.loudness} {self.pitch} {self.detail} tone",
             "beeps": f"{self.detail} {self.loudness} {self.pitch} beeps",
             "sweep": f"a {self.loudness} {self.detail} sweep",
             "noise": f"{self.loudness} {self.detail} noise",
         }[self.kind]
-        return PHRASES[self.phrase].format(what=what)
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """What a clip holds: one event, or two in a row.
+
+    Attributes:
+        events: In order.
+        phrase: Which of `PHRASES` the caption is made with.
+    """
+
+    events: tuple[Event, ...]
+    phrase: int
+
+    @property
+    def caption(self) -> str:
+        """Say what is to be heard."""
+        phrases = PHRASES[len(self.events)]
+        return phrases[self.phrase % len(phrases)].format(*(event.description for event in self.events))
+
+    @property
+    def seconds(self) -> float:
+        """Say how long it lasts, pause included."""
+        return sum(event.seconds for event in self.events) + PAUSE_SECONDS * (len(self.events) - 1)
 
 
 _KINDS = [
@@ -62,36 +89,64 @@ _KINDS = [
 ]
 
 
+# One kind alone, or two different ones in a row.
+_CONTENTS = [*((kind,) for kind in _KINDS), *itertools.permutations(_KINDS, 2)]
+NUM_SOUNDS = len(_CONTENTS)
+
+
 def draw_sound(index: int, *, seed: int = 0) -> Sound:
-    """Choose what clip `index` holds."""
-    order = list(range(len(_KINDS)))
-    random.Random(seed).shuffle(order)
+    """Choose what clip `index` holds; the first `NUM_SOUNDS` clips all differ in what they hold.
+
+    Example:
+        >>> draw_sound(3) == draw_sound(3), draw_sound(3).seconds < 5
+        (True, True)
+    """
+    kinds = _CONTENTS[_order(seed)[index % NUM_SOUNDS]]
     vary = random.Random(f"{seed} {index}")
-    return Sound(*_KINDS[order[index % len(order)]], vary.uniform(1.0, 5.0), vary.randrange(len(PHRASES)))
+    longest = 4.0 if len(kinds) == 1 else 2.2
+    events = tuple(Event(*kind, vary.uniform(1.0, longest)) for kind in kinds)
+    return Sound(events, vary.randrange(12))
+
+
+@functools.cache
+def _order(seed: int) -> list[int]:
+    order = list(range(NUM_SOUNDS))
+    random.Random(seed).shuffle(order)
+    return order
 
 
 def render_sound(sound: Sound, index: int, *, seed: int = 0, audio_format: str = "WAV") -> bytes:
-    """Make a clip at a rate that varies with (seed, index), and encode it."""
+    """Make a clip at a rate that varies with (seed, index), and encode it; 1 to 4.6 seconds."""
     rate = random.Random(f"rate {seed} {index}").choice(SAMPLING_RATES)
-    t = np.arange(round(sound.seconds * rate)) / rate
-    fade = np.clip(np.minimum(t, t[-1] - t) / 0.02, 0, 1)
     draw = np.random.default_rng([seed, index])
-    clip = LOUDNESS[sound.loudness] * _make(sound, t, draw) * fade + draw.normal(0, 0.002, len(t))
+    parts = [_play(sound.events[0], rate, draw)]
+    for event in sound.events[1:]:
+        parts += [np.zeros(round(PAUSE_SECONDS * rate)), _play(event, rate, draw)]
+    clip = np.concatenate(parts)
+    clip += draw.normal(0, 0.002, len(clip))
     file = io.BytesIO()
     soundfile.write(file, clip.astype(np.float32), rate, format=audio_format)
     return file.getvalue()
 
 
-def _make(sound: Sound, t: Wave, draw: np.random.Generator) -> Wave:
-    if sound.kind == "tone":
-        return _tone(sound.detail, PITCHES_HZ[sound.pitch] * t)
-    if sound.kind == "beeps":
-        on = (t * BEEPS[sound.detail] / t[-1]) % 1 < 0.5
-        return _tone("sine", PITCHES_HZ[sound.pitch] * t) * on
-    if sound.kind == "sweep":
-        start_hz, stop_hz = SWEEPS_HZ[sound.detail]
+def _play(event: Event, rate: int, draw: np.random.Generator) -> Wave:
+    t = np.arange(round(event.seconds * rate)) / rate
+    fade = np.clip(np.minimum(t, t[-1] - t) / 0.02, 0, 1)
+    wave: Wave = LOUDNESS[event.loudness] * _make(event, t, draw) * fade
+    return wave
+
+
+def _make(event: Event, t: Wave, draw: np.random.Generator) -> Wave:
+    if event.kind == "tone":
+        return _tone(event.detail, PITCHES_HZ[event.pitch] * t)
+    if event.kind == "beeps":
+        on = (t * BEEPS[event.detail] / t[-1]) % 1 < 0.5
+        beeps: Wave = _tone("sine", PITCHES_HZ[event.pitch] * t) * on
+        return beeps
+    if event.kind == "sweep":
+        start_hz, stop_hz = SWEEPS_HZ[event.detail]
         return _tone("sine", start_hz * t + (stop_hz - start_hz) * t**2 / (2 * t[-1]))
-    return _noise(sound.detail, len(t), draw)
+    return _noise(event.detail, len(t), draw)
 
 
 def _tone(wave: str, cycles: Wave) -> Wave:

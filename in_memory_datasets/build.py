@@ -92,6 +92,11 @@ class LoadRequest:
     cache_dir: str | os.PathLike[str] | None = None
     job: str | None = None
 
+    def __post_init__(self) -> None:
+        threads = self.num_threads
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise ConfigError(f"num_threads={threads!r}: expected a whole number of at least 1, or None for one a core")
+
 
 def plan(request: LoadRequest) -> MemoryPlan:
     """Compute what a load would take, without fetching anything."""
@@ -210,7 +215,7 @@ def _build(request: LoadRequest, directory: Path | None) -> tuple[Store, int]:
                 if expected.bytes_needed is None and nbytes > expected.bytes_available:
                     raise MemoryLimitError(
                         f"{num_loaded:,} samples fill the {format_bytes(expected.bytes_available)} there are and more "
-                        f"follow: give max_samples={num_loaded}, or {_ways_out(request.spec)}",
+                        f"follow: give max_samples={num_loaded - 1}, or {_ways_out(request.spec)}",
                         bytes_needed=nbytes,
                         bytes_available=expected.bytes_available,
                     )
@@ -420,5 +425,5 @@ def _nothing_loaded(failures: list[Failure]) -> str:
 
 def _ways_out(spec: ImageSpec | AudioSpec) -> str:
     if isinstance(spec, ImageSpec):
-        return "a smaller image_size"
-    return "max_duration= of your longest clip" + ("" if spec.dtype == "int16" else ', or dtype="int16"')
+        return "take a smaller image_size"
+    return "give max_duration= of your longest clip" + ("" if spec.dtype == "int16" else ', or dtype="int16"')

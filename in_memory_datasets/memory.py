@@ -83,7 +83,8 @@ def refuse_if_too_large(plan: MemoryPlan, *, ways_out: str) -> None:
     raise MemoryLimitError(
         f"{plan.num_samples:,} samples need {'up to ' if plan.is_upper_bound else ''}"
         f"{format_bytes(plan.bytes_needed)}, {limit} is {format_bytes(plan.bytes_available)}; "
-        f"{plan.num_samples_that_fit:,} samples would fit: give max_samples={plan.num_samples_that_fit}, or {ways_out}",
+        f"{plan.num_samples_that_fit:,} samples would fit: "
+        + (f"give max_samples={plan.num_samples_that_fit}, or {ways_out}" if plan.num_samples_that_fit else ways_out),
         bytes_needed=plan.bytes_needed,
         bytes_available=plan.bytes_available,
     )

@@ -4,7 +4,7 @@
 a reason; the libraries that do the decoding are imported when the first sample is decoded.
 """
 
-from in_memory_datasets.decode.audio import decode_audio, placeholder_audio
-from in_memory_datasets.decode.image import decode_image, placeholder_image
+from in_memory_datasets.decode.audio import decode_audio
+from in_memory_datasets.decode.image import decode_image
 
-__all__ = ["decode_audio", "decode_image", "placeholder_audio", "placeholder_image"]
+__all__ = ["decode_audio", "decode_image"]

@@ -70,16 +70,6 @@ def decode_audio(data: Any, *, spec: AudioSpec, name: str = "") -> Waveform:
         raise DecodeError(f"{_label(name)}: cannot be decoded: {detail}", reason="corrupt") from error
 
 
-def placeholder_audio(spec: AudioSpec) -> Waveform:
-    """Give the clip that stands for one that failed: a second of silence, or less where less is the most.
-
-    Example:
-        >>> placeholder_audio(AudioSpec(target_sr=8_000, dtype="int16")).shape
-        (8000,)
-    """
-    return np.zeros(min(spec.target_sr, spec.max_frames), spec.dtype)
-
-
 def _label(name: str) -> str:
     return strip_credentials(name) if name else "clip"
 

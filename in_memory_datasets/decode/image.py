@@ -71,17 +71,6 @@ def decode_image(data: Any, *, spec: ImageSpec, name: str = "") -> Pixels:
         raise DecodeError(f"{_label(name)}: {_described(error)}", reason=_reason(error)) from error
 
 
-def placeholder_image(spec: ImageSpec) -> Pixels:
-    """Give the picture that stands for one that failed: grey 128.
-
-    Example:
-        >>> placeholder_image(ImageSpec((2, 1))).tolist()
-        [[[128, 128, 128], [128, 128, 128]]]
-    """
-    width, height = spec.image_size
-    return np.full((height, width, 3), 128, np.uint8)
-
-
 def _label(name: str) -> str:
     return strip_credentials(name) if name else "picture"
 

@@ -124,8 +124,8 @@ class RowReader(ABC):
         except Exception as error:  # noqa: BLE001 - likewise
             return _unusable(index, f"its media ({self._media.name}): {type(error).__name__}: {error}", captions)
         if source is None:
-            error = SampleError(f"row {index} has nothing in {self._media.name!r}", reason="empty")
-            return Row(index, None, captions, error)
+            nothing = SampleError(f"row {index} has nothing in {self._media.name!r}", reason="empty")
+            return Row(index, None, captions, nothing)
         return Row(index, source, captions)
 
 

@@ -35,8 +35,8 @@ from in_memory_datasets.training.serving import (
 )
 
 OnTheFlyOnError = Literal["placeholder", "raise"]
-SpecT = TypeVar("SpecT", ImageSpec, AudioSpec)
-ServingT = TypeVar("ServingT", ImageServing, AudioServing)
+SpecT = TypeVar("SpecT", bound="ImageSpec | AudioSpec")
+ServingT = TypeVar("ServingT", bound="ImageServing | AudioServing")
 
 
 class OnTheFlyDataset(Dataset[Any], Generic[SpecT, ServingT]):

@@ -137,8 +137,9 @@ def to_waveform(clip: NDArray[Any], out: NDArray[np.float32] | None = None) -> N
     if out is None:
         out = np.empty(len(clip), np.float32)
     if clip.dtype == np.int16:
-        return np.multiply(clip, _INT16_SCALE, out=out)
-    np.copyto(out, clip)
+        np.multiply(clip, _INT16_SCALE, out=out)
+    else:
+        np.copyto(out, clip)
     return out
 
 

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import soxr
 
-from in_memory_datasets.decode import decode_audio, placeholder_audio
+from in_memory_datasets.decode import decode_audio
 from in_memory_datasets.decode.audio_formats import extension, looks_like_text, sniff_audio
 from in_memory_datasets.errors import DecodeError, MissingExtraError
 from in_memory_datasets.schema import AudioSpec
@@ -353,12 +353,6 @@ def test_a_damaged_header_prints_nothing():
     done = subprocess.run([sys.executable, "-c", script], input=data, capture_output=True, check=True)
     assert done.stderr == b""
     assert done.stdout == b"corrupt\n"
-
-
-def test_the_placeholder_is_a_second_of_silence_at_most():
-    assert placeholder_audio(AudioSpec(8_000)).shape == (8_000,)
-    assert placeholder_audio(AudioSpec(8_000, 0.5)).shape == (4_000,)
-    assert placeholder_audio(AudioSpec(8_000, 0.5, "int16")).dtype == np.int16
 
 
 def test_sniffing_reads_marks_first_and_names_last():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
-from in_memory_datasets.decode import decode_image, placeholder_image
+from in_memory_datasets.decode import decode_image
 from in_memory_datasets.errors import DecodeError
 from in_memory_datasets.schema import ImageSpec
 
@@ -400,11 +400,6 @@ def test_threads_agree_bit_for_bit():
         thread.join()
     for results in together:
         assert all((one == other).all() for one, other in zip(alone, results, strict=True))
-
-
-def test_the_placeholder_is_grey():
-    assert (placeholder_image(ImageSpec((5, 3))) == 128).all()
-    assert placeholder_image(ImageSpec((5, 3))).shape == (3, 5, 3)
 
 
 def test_importing_the_package_imports_no_decoder():
