@@ -1,6 +1,7 @@
 """Everything the README promises, through the public API, against a real HTTP server on this machine.
 
-Runs by `python test_in_memory_datasets.py`, which prints a line per check, and by pytest.
+Runs by `python test_in_memory_datasets.py`, which prints a line per check, and by pytest. It is one long file because it
+is one list: what a user may rely on, each promise with its check.
 """
 
 from __future__ import annotations
@@ -407,7 +408,7 @@ def test_failures_end_the_load(gate: Gate, server: DemoServer) -> None:
     """With on_error="raise" the first failure is an error that names the row."""
     rows = image_rows(gate, server, 6)
     gate.broken = paths(rows, [2])
-    with pytest.raises(LoadError, match=r"row 2 .*http_404"):
+    with pytest.raises(LoadError, match=r"^row 2: http_404 "):
         InMemoryImageTextDataset(rows, on_error="raise", fetch=HERE, progress=False)
 
 

@@ -39,6 +39,7 @@ from in_memory_datasets import (
     collate_in_memory_images,
     presets,
 )
+from in_memory_datasets.rows import find_preset
 
 HELD_OUT_SHARE = 1 / 6
 
@@ -83,8 +84,8 @@ def main() -> None:
         if ranks.rank == 0:
             print(f"{dataset.report}\n{len(train):,} to train on, {len(held_out):,} held out\n")
 
-        modality = "image" if isinstance(dataset, InMemoryImageTextDataset) else "audio"
-        model = DualEncoder(modality, sampling_rate=options.target_sr).to(ranks.device)
+        images = isinstance(dataset, InMemoryImageTextDataset)
+        model = DualEncoder("image" if images else "audio", sampling_rate=options.target_sr).to(ranks.device)
         epochs = []
         for epoch in train_epochs(model, train, held_out, options, ranks):
             epochs.append(epoch)
@@ -98,7 +99,9 @@ def train_epochs(
     model: DualEncoder, train: Subset[Any], held_out: Subset[Any], options: argparse.Namespace, ranks: Ranks
 ) -> Iterator[Epoch]:
     """Train, and give an account after each epoch."""
-    sampler = DistributedSampler(train, ranks.world_size, ranks.rank, seed=options.seed, drop_last=True)
+    sampler: DistributedSampler[Any] = DistributedSampler(
+        train, ranks.world_size, ranks.rank, seed=options.seed, drop_last=True
+    )
     batch_size = min(options.batch_size // ranks.world_size, len(sampler))
     loader = make_loader(train, batch_size, ranks, sampler=sampler, drop_last=True)
     parallel = DistributedDataParallel(model) if ranks.world_size > 1 else model
@@ -116,7 +119,7 @@ def train_epochs(
             media, text, scale = parallel(*to_device(batch, ranks.device))
             loss = contrastive_loss(gather(media, ranks), gather(text, ranks), scale)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             losses.append(loss.item())
@@ -199,9 +202,8 @@ def load_demo(options: argparse.Namespace, ranks: Ranks) -> InMemoryImageTextDat
 
 def load_preset(options: argparse.Namespace) -> InMemoryImageTextDataset | InMemoryAudioTextDataset:
     """Load a published dataset; which arguments it takes follows from what it holds."""
-    audio = presets.modality(options.preset) == "audio"
     arguments: dict[str, Any] = {"image_size": (options.image_size, options.image_size)}
-    if audio:
+    if find_preset(options.preset).modality == "audio":
         arguments = {"target_sr": options.target_sr, "max_duration": options.max_duration, "pad_to": "max"}
         arguments |= {"audio_dir": options.audio_dir}
     return presets.load(options.preset, max_samples=options.max_samples, on_error="skip", **arguments)
@@ -258,10 +260,13 @@ def draw_plot(epochs: list[Epoch], path: Path) -> None:
     found.set(title=f"held-out retrieval among {recalls[0].num_pairs}", xlabel="epoch", ylim=(0, 1))
     found.legend()
     waiting = [epoch.waiting_seconds for epoch in epochs]
-    times.bar(numbers, [epoch.seconds - epoch.waiting_seconds for epoch in epochs], color="#4c72b0", label="computing")
-    times.bar(numbers, waiting, bottom=0, color="#c44e52", label="waiting for data")
+    computing = [epoch.seconds - epoch.waiting_seconds for epoch in epochs]
+    times.bar(numbers, waiting, color="#c44e52", label="waiting for data")
+    times.bar(numbers, computing, bottom=waiting, color="#4c72b0", label="computing")
     times.set(title="seconds per epoch", xlabel="epoch")
     times.legend()
+    for panel in (losses, found, times):
+        panel.xaxis.get_major_locator().set_params(integer=True)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -276,7 +281,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, default=64, help="width and height in pixels (default: 64)")
     parser.add_argument("--target-sr", type=int, default=16_000, help="sampling rate in Hz (default: 16000)")
     parser.add_argument("--max-duration", type=float, default=5.0, help="seconds of each clip (default: 5)")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=128, help="of all processes together (default: 128)")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from typing_extensions import Self
 
-from in_memory_datasets.build import LoadRequest, load, retry
+from in_memory_datasets.build import LoadRequest, OnError, load, retry
 from in_memory_datasets.errors import LoadError, StoreError
 from in_memory_datasets.schema import (
     LoadReport,
@@ -67,25 +67,30 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
         cls, directory: str | os.PathLike[str], *, verify: bool, request: dict[str, Any], serving: ServingT
     ) -> Self:
         store = open_store(directory)
-        if not isinstance(store.spec, cls._SPEC):
-            store.close()
-            raise StoreError(
-                f"{os.fspath(directory)} holds {type(store.spec).__name__}s, not what {cls.__name__} serves"
-            )
-        if verify and (bad := store.verify()):
-            store.close()
-            raise StoreError(
-                f"{os.fspath(directory)}: {len(bad):,} of {store.num_samples:,} samples differ from their checksums "
-                f"(rows {bad[:5]}…): load them again, or open without verify and leave them out"
-            )
-        report = store.table.report(seconds=0.0, bytes_fetched=0, nbytes=store.nbytes)
         full = LoadRequest(reader=None, spec=store.spec, **request)
-        if full.on_error == "raise" and report.failures:
+        try:
+            report = cls._check(directory, store, verify=verify, on_error=full.on_error)
+        except BaseException:
             store.close()
-            raise LoadError(f"{os.fspath(directory)} holds failed samples; the first is {report.failures[0]}")
+            raise
         dataset = cls.__new__(cls)
         dataset._open(full, serving, store, report)
         return dataset
+
+    @classmethod
+    def _check(cls, directory: str | os.PathLike[str], store: Store, *, verify: bool, on_error: OnError) -> LoadReport:
+        place = os.fspath(directory)
+        if not isinstance(store.spec, cls._SPEC):
+            raise StoreError(f"{place} holds samples of {store.spec}, which {cls.__name__} does not serve")
+        if verify and (bad := store.verify()):
+            raise StoreError(
+                f"{place}: {len(bad):,} of {store.num_samples:,} samples differ from their checksums (rows {bad[:5]}): "
+                "load them again, or open without verify and leave them out"
+            )
+        report = store.table.report(seconds=0.0, bytes_fetched=0, nbytes=store.nbytes)
+        if on_error == "raise" and report.failures:
+            raise LoadError(f"{place} holds failed samples; the first is {report.failures[0]}")
+        return report
 
     @abstractmethod
     def __getitems__(self, indices: Sequence[int]) -> Any:
