@@ -56,18 +56,18 @@ def map_arrays(view: memoryview) -> dict[str, NDArray[Any]]:
         if not isinstance(places, dict):
             raise ValueError(f"a header of {num_header} bytes in a file of {view.nbytes}")
         places.pop("__metadata__", None)
-        arrays, end = {}, 0
+        parts, end = {}, 0
         for name, place in sorted(places.items(), key=lambda item: item[1]["data_offsets"]):
             start, stop = place["data_offsets"]
             dtype, shape = np.dtype(_DTYPES[place["dtype"]]), tuple(place["shape"])
             if start != end or stop - start != math.prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
                 raise ValueError(f"{name!r} of shape {shape} cannot lie at {start}:{stop}")
-            arrays[name] = np.frombuffer(view[num_header + start : num_header + stop], dtype).reshape(shape)
+            parts[name] = (slice(num_header + start, num_header + stop), dtype, shape)
             end = stop
-    except (ValueError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"samples.safetensors is damaged: {error}; delete it and load again") from error
     if num_header + end != view.nbytes:
         raise StoreError(
             f"samples.safetensors has {view.nbytes:,} bytes, expected {num_header + end:,}; delete it and load again"
         )
-    return arrays
+    return {name: np.frombuffer(view[part], dtype).reshape(shape) for name, (part, dtype, shape) in parts.items()}
