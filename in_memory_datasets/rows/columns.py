@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import pyarrow as pa
+
 from in_memory_datasets.errors import ConfigError
 from in_memory_datasets.rows.captions import parse_json
 
@@ -26,12 +28,14 @@ class Column:
 
     Attributes:
         name: What the user calls it.
+        kind: What it is to hold: "media" or "captions".
         roots: The dataset's own columns that are needed for it; None where a callable may look at all of them.
         path: Fields to follow inside the root.
         function: The user's callable, if that is what the column is.
     """
 
     name: str
+    kind: Literal["media", "captions"]
     roots: tuple[str, ...] | None
     path: tuple[str, ...] = ()
     function: Callable[[Mapping[str, Any]], Any] | None = None
@@ -59,28 +63,61 @@ def find_column(spec: ColumnSpec, names: Iterable[str], *, kind: Literal["media"
         ('caption_1', 'caption_2')
     """
     if callable(spec):
-        return Column(getattr(spec, "__name__", "a callable"), None, (), spec)
+        return Column(getattr(spec, "__name__", "a callable"), kind, None, (), spec)
     known = [str(name) for name in names]
     argument = "txt_col" if kind == "captions" else "the media column"
     if not isinstance(spec, str) or not spec:
         raise ConfigError(f"{argument}={spec!r}: expected a column name, a dotted path or a callable of the row")
     if spec in known:
-        return Column(spec, (spec,))
+        return Column(spec, kind, (spec,))
     parts = spec.split(".")
     for length in range(len(parts) - 1, 0, -1):
         root = ".".join(parts[:length])
         if root in known:
-            return Column(spec, (root,), tuple(parts[length:]))
+            return Column(spec, kind, (root,), tuple(parts[length:]))
     if kind == "captions":
         numbered = [
             (int(match[1]), name) for name in known if (match := re.fullmatch(rf"{re.escape(spec)}_?(\d+)", name))
         ]
         if numbered:
-            return Column(spec, tuple(name for _, name in sorted(numbered)))
+            return Column(spec, kind, tuple(name for _, name in sorted(numbered)))
     raise ConfigError(
         f"there is no column {spec!r} for the {kind}: the columns are {', '.join(map(repr, known)) or 'none'}"
         + (f"; did you mean {guess!r}?" if (guess := _nearest(spec, known, kind)) else "")
     )
+
+
+def check_types(column: Column, schema: pa.Schema) -> None:
+    """Refuse a dotted path whose fields the dataset's own types lack, and captions that are numbers.
+
+    Raises:
+        ConfigError: It cannot hold what it is to hold; lists the fields there are and the one probably meant.
+
+    Example:
+        >>> schema = pa.schema({"json": pa.struct({"text": pa.string()})})
+        >>> check_types(find_column("json.txt", ["json"], kind="captions"), schema)
+        Traceback (most recent call last):
+        in_memory_datasets.errors.ConfigError: 'json.txt': there is no field 'txt' in it, only 'text'; did you mean 'text'?
+    """
+    for root in column.roots or ():
+        kind = schema.field(root).type
+        for name in column.path:
+            while isinstance(kind, (pa.ListType, pa.LargeListType, pa.FixedSizeListType)):
+                kind = kind.value_type
+            if not pa.types.is_struct(kind):  # text may be JSON
+                break
+            fields = [kind.field(i).name for i in range(kind.num_fields)]
+            if name not in fields:
+                close = difflib.get_close_matches(name, fields, n=1)
+                raise ConfigError(
+                    f"{column.name!r}: there is no field {name!r} in it, only {', '.join(map(repr, fields))}"
+                    + (f"; did you mean {close[0]!r}?" if close else "")
+                )
+            kind = kind.field(name).type
+        if column.kind == "captions" and (
+            pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+        ):
+            raise ConfigError(f"column {column.name!r} holds {kind}, not captions: pass another one, or a callable")
 
 
 def _nearest(spec: str, known: list[str], kind: str) -> str | None:

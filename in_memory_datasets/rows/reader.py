@@ -6,6 +6,8 @@ import copy
 import hashlib
 import itertools
 import json
+import operator
+import pickle
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,9 +20,9 @@ import xxhash
 
 from in_memory_datasets.errors import ConfigError, SampleError
 from in_memory_datasets.rows.captions import captions_from_value
-from in_memory_datasets.rows.columns import Column, ColumnSpec, find_column
+from in_memory_datasets.rows.columns import Column, ColumnSpec, check_types, find_column
 from in_memory_datasets.rows.sources import source_from_value
-from in_memory_datasets.schema import Row
+from in_memory_datasets.schema import Row, strip_credentials
 
 # Rows read at once: many where they hold addresses, few where they hold the media themselves.
 _NUM_LIGHT_ROWS, _NUM_HEAVY_ROWS = 1000, 32
@@ -43,13 +45,10 @@ def open_rows(data: Any, *, media_col: ColumnSpec, txt_col: ColumnSpec, max_samp
         >>> [(row.index, row.source.value, row.captions) for rows in reader.batches() for row in rows]
         [(0, 'a.jpg', ('a cat',))]
     """
-    if max_samples is not None and (
-        isinstance(max_samples, bool) or not isinstance(max_samples, int) or max_samples < 1
-    ):
-        raise ConfigError(f"max_samples={max_samples!r}: expected a whole number of at least 1, or None for all")
+    max_samples = _check_max_samples(max_samples)
     # Whoever passes a Dataset has imported its library; whoever does not need not pay for importing it.
     library = sys.modules.get("datasets")
-    if library is not None:
+    if library is not None and hasattr(library, "IterableDatasetDict"):  # and not the user's own module of that name
         if isinstance(data, (library.DatasetDict, library.IterableDatasetDict)):
             raise ConfigError(f"this is a dictionary of splits: choose one of {', '.join(map(repr, data))}")
         if isinstance(data, library.Dataset) and data.format["type"] != "custom":
@@ -60,9 +59,34 @@ def open_rows(data: Any, *, media_col: ColumnSpec, txt_col: ColumnSpec, max_samp
         raise ConfigError(
             f"a {type(data).__name__} is no dataset: pass a datasets.Dataset or a sequence or iterable of mappings"
         )
-    if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
+    if type(data).__module__.partition(".")[0] in _FRAMES:
+        library_name = type(data).__module__.partition(".")[0]
+        raise ConfigError(f"a {type(data).__name__} of {library_name} is no dataset: pass {_FRAMES[library_name]}")
+    # torch gives its IterableDataset a __getitem__ that only raises.
+    only_iterates = any(base.__name__ == "IterableDataset" for base in type(data).__mro__)
+    if hasattr(data, "__len__") and hasattr(data, "__getitem__") and not only_iterates:
         return SequenceReader(data, media_col, txt_col, max_samples)
     return IterableReader(data, media_col, txt_col, max_samples)
+
+
+# Tables of other libraries, and the Dataset each can be made into.
+_FRAMES = {
+    "pandas": "datasets.Dataset.from_pandas(frame)",
+    "polars": "datasets.Dataset.from_polars(frame)",
+    "pyarrow": "datasets.Dataset(table)",
+}
+
+
+def _check_max_samples(max_samples: Any) -> int | None:
+    if max_samples is None:
+        return None
+    try:
+        number = 0 if isinstance(max_samples, bool) else operator.index(max_samples)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ConfigError(f"max_samples={max_samples!r}: expected a whole number of at least 1, or None for all")
+    return number
 
 
 class RowReader(ABC):
@@ -81,10 +105,17 @@ class RowReader(ABC):
     _media: Column
     _captions: Column
 
-    @property
-    @abstractmethod
+    @cached_property
     def identity(self) -> str | None:
-        """Digest which rows, which columns and which selection this is."""
+        """Digest which rows, which columns and which selection this is; None where that cannot be told."""
+        try:
+            return self._digest([_digest_of_column(column) for column in (self._media, self._captions)])
+        except _IndigestibleError:
+            return None
+
+    @abstractmethod
+    def _digest(self, columns: list[Any]) -> str | None:
+        """Digest the rows, together with what `columns` tells of the columns."""
 
     @abstractmethod
     def batches(self) -> Iterator[list[Row]]:
@@ -111,22 +142,30 @@ class RowReader(ABC):
         return list(dict.fromkeys((*self._media.roots, *self._captions.roots)))
 
     def _make_row(self, index: int, record: Any) -> Row:
+        if isinstance(record, _UnreadableRecord):
+            return _unusable(index, _describe("reading it", record.error))
         if not isinstance(record, Mapping):
             return _unusable(index, f"it is a {type(record).__name__}, expected a mapping")
         try:
             captions = captions_from_value(self._captions.value_in(record))
         except Exception as error:  # noqa: BLE001 - the user's callable may raise anything
-            return _unusable(index, f"its captions ({self._captions.name}): {type(error).__name__}: {error}")
+            return _unusable(index, _describe(f"its captions ({self._captions.name})", error))
         try:
             source = source_from_value(self._media.value_in(record))
         except SampleError as error:
             return Row(index, None, captions, error)
         except Exception as error:  # noqa: BLE001 - likewise
-            return _unusable(index, f"its media ({self._media.name}): {type(error).__name__}: {error}", captions)
+            return _unusable(index, _describe(f"its media ({self._media.name})", error), captions)
         if source is None:
             nothing = SampleError(f"row {index} has nothing in {self._media.name!r}", reason="empty")
             return Row(index, None, captions, nothing)
         return Row(index, source, captions)
+
+
+def _describe(what: str, error: Exception) -> str:
+    # The message is the user's own: it may hold addresses, and text that no store can keep.
+    message = strip_credentials(str(error)).encode("utf-8", "backslashreplace").decode()
+    return f"{what}: {type(error).__name__}: {message}"
 
 
 def _unusable(index: int, what: str, captions: tuple[str, ...] = ()) -> Row:
@@ -141,11 +180,8 @@ class DatasetReader(RowReader):
     def __init__(self, dataset: Any, media_col: ColumnSpec, txt_col: ColumnSpec, max_samples: int | None) -> None:
         self._find_columns(media_col, txt_col, dataset.column_names)
         schema = dataset.features.arrow_schema
-        if self._captions.roots is not None and not self._captions.path:
-            for root in self._captions.roots:
-                kind = schema.field(root).type
-                if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
-                    raise ConfigError(f"column {root!r} holds {kind}, not captions: pass another one, or a callable")
+        for column in (self._media, self._captions):
+            check_types(column, schema)
         if max_samples is not None and max_samples < len(dataset):
             dataset = dataset.select(range(max_samples))
         self._fingerprint = dataset._fingerprint
@@ -156,10 +192,7 @@ class DatasetReader(RowReader):
         light = bool(kinds) and all(pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in kinds)
         self._batch_size = _NUM_LIGHT_ROWS if light else _NUM_HEAVY_ROWS
 
-    @cached_property
-    def identity(self) -> str:
-        """Digest the dataset's own fingerprint and the columns."""
-        columns = [_digest_of_column(column) for column in (self._media, self._captions)]
+    def _digest(self, columns: list[Any]) -> str:
         return hashlib.sha256(json.dumps([self._fingerprint, self.num_rows, *columns]).encode()).hexdigest()
 
     def batches(self) -> Iterator[list[Row]]:
@@ -183,29 +216,24 @@ class StreamReader(RowReader):
     num_rows = None
 
     def __init__(self, dataset: Any, media_col: ColumnSpec, txt_col: ColumnSpec, max_samples: int | None) -> None:
-        names = dataset.column_names
-        if names is None:  # not declared: the first row tells
-            names = list(next(iter(dataset.take(1)), {}))
-        self._find_columns(media_col, txt_col, names)
         self._original = dataset
-        for name, feature in (dataset.features or {}).items():
-            if getattr(feature, "decode", False):
-                undecoded = copy.copy(feature)
-                undecoded.decode = False
-                dataset = dataset.cast_column(name, undecoded)
+        names, features = dataset.column_names, dataset.features
+        dataset = _as_stored(dataset)
+        if names is None:  # not declared: the first row tells
+            first = next(iter(dataset.take(1)), None)
+            names = _any_names(media_col, txt_col) if first is None else list(first)
+        self._find_columns(media_col, txt_col, names)
+        if features is not None:
+            for column in (self._media, self._captions):
+                check_types(column, features.arrow_schema)
         if self._roots is not None:
             dataset = dataset.select_columns(self._roots)
         self._dataset = dataset if max_samples is None else dataset.take(max_samples)
         self.max_rows = max_samples
 
-    @cached_property
-    def identity(self) -> str:
-        """Digest how the stream is made: its files and what is done to them."""
-        from datasets.fingerprint import Hasher
-
-        columns = [_digest_of_column(column) for column in (self._media, self._captions)]
-        made = Hasher.hash((self._original._ex_iterable, str(self._original.split), self.max_rows, columns))
-        return str(made)
+    def _digest(self, columns: list[Any]) -> str:
+        # How the stream is made: its files and what is done to them.
+        return _hash((self._original._ex_iterable, str(self._original.split), self.max_rows, columns))
 
     def batches(self) -> Iterator[list[Row]]:
         """Give all rows in order."""
@@ -220,25 +248,31 @@ class SequenceReader(RowReader):
     def __init__(self, data: Any, media_col: ColumnSpec, txt_col: ColumnSpec, max_samples: int | None) -> None:
         self._data = data
         self.num_rows = self.max_rows = len(data) if max_samples is None else min(len(data), max_samples)
-        self._find_columns(media_col, txt_col, _names_of(data[0]) if self.num_rows else _any_names(media_col, txt_col))
+        names = _names_of(self._record(0)) if self.num_rows else _any_names(media_col, txt_col)
+        self._find_columns(media_col, txt_col, names)
 
-    @cached_property
-    def identity(self) -> str:
-        """Digest the values of the needed columns. Cost: one pass over all of them."""
+    def _record(self, index: int) -> Any:
+        try:
+            return self._data[index]
+        except Exception as error:  # noqa: BLE001 - the user's sequence may raise anything
+            return _UnreadableRecord(error)
+
+    def _digest(self, columns: list[Any]) -> str:
+        # The values of the needed columns say it all: one pass over them.
         digest = xxhash.xxh3_128()
         for i in range(self.max_rows or 0):
-            row = self._make_row(i, self._data[i])
+            row = self._make_row(i, self._record(i))
             _feed(digest, [row.captions, str(row.error or "")])
             _feed(digest, [row.source.kind, row.source.value] if row.source else None)
         return str(digest.hexdigest())
 
     def batches(self) -> Iterator[list[Row]]:
         """Give all rows in order."""
-        return _in_batches(self._make_row(i, self._data[i]) for i in range(self.max_rows or 0))
+        return _in_batches(self._make_row(i, self._record(i)) for i in range(self.max_rows or 0))
 
     def take(self, indices: Sequence[int]) -> list[Row]:
         """Give some rows by number."""
-        return [self._make_row(index, self._data[index]) for index in indices]
+        return [self._make_row(index, self._record(index)) for index in indices]
 
 
 class IterableReader(RowReader):
@@ -246,7 +280,6 @@ class IterableReader(RowReader):
 
     random_access = False
     num_rows = None
-    identity = None
 
     def __init__(
         self, data: Iterable[Any], media_col: ColumnSpec, txt_col: ColumnSpec, max_samples: int | None
@@ -258,10 +291,33 @@ class IterableReader(RowReader):
         self._data = itertools.chain(first, rows) if rows is data else data
         self.max_rows = max_samples
 
+    def _digest(self, columns: list[Any]) -> None:
+        # What an iterable will give is not known before it has.
+        return None
+
     def batches(self) -> Iterator[list[Row]]:
         """Give all rows in order."""
         rows = itertools.islice(self._data, self.max_rows)
         return _in_batches(self._make_row(index, record) for index, record in enumerate(rows))
+
+
+def _as_stored(dataset: Any) -> Any:
+    """Give a stream of rows as they are stored: nothing decoded, nothing formatted.
+
+    Declared types make a stream encode and decode what it reads, for which `Audio` needs torchcodec even with
+    `decode=False`. Without them the rows come as they are, and every shape they can have is known here.
+    """
+    dataset = copy.copy(dataset.with_format(None))
+    dataset._info = dataset._info.copy()
+    dataset._info.features = None
+    return dataset
+
+
+class _UnreadableRecord:
+    """What stands for a record that its sequence would not give."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
 
 def _in_batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
@@ -270,6 +326,8 @@ def _in_batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
 
 
 def _names_of(record: Any) -> list[str]:
+    if isinstance(record, _UnreadableRecord):
+        raise ConfigError(_describe("row 0 cannot be read, so its columns are not known", record.error)) from record.error
     if not isinstance(record, Mapping):
         raise ConfigError(f"its rows are of type {type(record).__name__}: expected mappings of column names to values")
     return [str(name) for name in record]
@@ -281,11 +339,20 @@ def _any_names(*specs: ColumnSpec) -> list[str]:
 
 
 def _digest_of_column(column: Column) -> list[Any]:
-    if column.function is None:
-        return [column.roots, column.path]
+    return [column.roots, column.path] if column.function is None else [_hash(column.function)]
+
+
+class _IndigestibleError(Exception):
+    """An object cannot be told from others, because it holds something that no process can hand on."""
+
+
+def _hash(value: Any) -> str:
     from datasets.fingerprint import Hasher
 
-    return [Hasher.hash(column.function)]
+    try:
+        return str(Hasher.hash(value))
+    except (TypeError, AttributeError, pickle.PicklingError) as error:
+        raise _IndigestibleError(f"{type(error).__name__}: {error}") from error
 
 
 def _feed(digest: Any, value: Any) -> None:
@@ -305,8 +372,6 @@ def _feed(digest: Any, value: Any) -> None:
     elif hasattr(value, "__array__") or hasattr(value, "__array_interface__"):
         array = np.asarray(value)
         digest.update(f"{array.dtype}{array.shape}:".encode())
-        digest.update(array.tobytes())
+        digest.update(_hash(array.tolist()).encode() if array.dtype.hasobject else array.tobytes())
     else:
-        from datasets.fingerprint import Hasher
-
-        digest.update(Hasher.hash(value).encode())
+        digest.update(_hash(value).encode())

@@ -11,25 +11,28 @@ from pathlib import PurePath
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
+import numpy as np
+
 from in_memory_datasets.errors import SampleError
-from in_memory_datasets.schema import Source
+from in_memory_datasets.rows.missing import is_missing
+from in_memory_datasets.schema import Source, strip_credentials
 
 
 def source_from_value(value: Any) -> Source | None:
     """Find the source in one value of a media column.
 
     A value may be an http(s) or fsspec URL, a data: URL, a local path, encoded bytes, an HF `Image` or `Audio` value
-    (`{"bytes", "path"}`, a PIL picture, `{"array", "sampling_rate"}`, a decoder object) or an array. None, "" and empty
-    mappings have none.
+    (`{"bytes", "path"}`, a PIL picture, `{"array", "sampling_rate"}`, a decoder object) or an array, also as lists of
+    numbers. None, NaN, "" and empty mappings have none.
 
     Raises:
-        SampleError: A mapping or data: URL that holds nothing of the kind.
+        SampleError: It is a number, a list of other things, or a mapping or URL that holds nothing of the kind.
 
     Example:
         >>> source_from_value("https://a.example/cat.jpg").kind, source_from_value({"bytes": b"...", "path": "x/a.wav"})
         ('url', Source(kind='bytes', value=b'...', name='a.wav'))
     """
-    if value is None:
+    if is_missing(value):
         return None
     if isinstance(value, str):
         return _from_text(value)
@@ -39,14 +42,25 @@ def source_from_value(value: Any) -> Source | None:
         return Source("bytes", bytes(value)) if len(value) else None
     if isinstance(value, Mapping):
         return _from_mapping(value)
+    if isinstance(value, (list, tuple)):
+        return _from_list(value)
+    if isinstance(value, (int, float, np.generic)):
+        raise SampleError(f"{type(value).__name__} {value!r:.60} is no media: expected a URL or bytes", reason="bad_row")
     return Source("object", value)
 
 
 def _from_text(text: str) -> Source | None:
-    text = text.strip()
+    text = str(text).strip()
     if not text:
         return None
     scheme = text.partition(":")[0].lower()
+    if "://" in text or scheme == "data":
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise SampleError(
+                f"{strip_credentials(text)!r:.200} holds half a surrogate pair, which no URL can", reason="bad_url"
+            ) from error
     if scheme in ("http", "https") and "://" in text:
         return Source("url", text, _name_of_url(text))
     if scheme == "data":
@@ -59,20 +73,43 @@ def _from_text(text: str) -> Source | None:
 
 
 def _from_mapping(value: Mapping[Any, Any]) -> Source | None:
-    path = value.get("path")
-    name = os.path.basename(os.fspath(path)) if path else ""
-    if value.get("bytes") is not None:
-        data = bytes(value["bytes"])
+    path, data = value.get("path"), value.get("bytes")
+    if not (is_missing(path) or isinstance(path, (str, bytes, PurePath))):
+        raise SampleError(f"'path' is of type {type(path).__name__}, expected text", reason="bad_row")
+    path = "" if is_missing(path) else os.fsdecode(path)
+    name = os.path.basename(path)
+    if not is_missing(data):
+        try:
+            data = bytes(memoryview(data) if not isinstance(data, list) else data)
+        except (TypeError, ValueError) as error:
+            raise SampleError(f"'bytes' is of type {type(data).__name__}, expected bytes", reason="bad_row") from error
         return Source("bytes", data, name) if data else None
-    if value.get("array") is not None:
+    if not is_missing(value.get("array")):
         return Source("object", value, name)
     if path:
-        return source_from_value(path)
-    if not value or "bytes" in value or "path" in value:
+        return _from_text(path)
+    if not value or any(field in value for field in ("bytes", "path", "array")):
         return None
     raise SampleError(
-        f"a mapping of {', '.join(map(str, value))} is no media: expected 'bytes', 'path' or 'array'", reason="bad_row"
+        f"a mapping of {', '.join(map(repr, value))} is no media: expected 'bytes', 'path' or 'array'", reason="bad_row"
     )
+
+
+def _from_list(value: list[Any] | tuple[Any, ...]) -> Source | None:
+    """Take lists of numbers for the array they were before Arrow."""
+    if not value:
+        return None
+    try:
+        array = np.asarray(value)
+    except (ValueError, OverflowError):  # lists of different lengths
+        array = np.asarray(None)
+    if array.dtype.kind not in "buif":
+        raise SampleError(
+            f"a list of {len(value)} {type(value[0]).__name__} is no media: choose one of them, for instance with a "
+            "callable such as lambda row: row['images'][0]",
+            reason="bad_row",
+        )
+    return Source("object", array)
 
 
 def _from_data_url(text: str) -> Source:
