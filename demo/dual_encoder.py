@@ -78,7 +78,8 @@ class TextEncoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.words = nn.Embedding(VOCABULARY_SIZE, EMBEDDING_SIZE, padding_idx=0)
-        self.read = nn.GRU(EMBEDDING_SIZE, EMBEDDING_SIZE, batch_first=True, bidirectional=True)
+        # Read in one direction only: the padding at the end then changes nothing that counts.
+        self.read = nn.GRU(EMBEDDING_SIZE, 2 * EMBEDDING_SIZE, batch_first=True)
         self.project = nn.Linear(2 * EMBEDDING_SIZE, EMBEDDING_SIZE)
 
     def forward(self, words: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from in_memory_datasets.errors import (
 from in_memory_datasets.schema import Failure, FetchOptions, LoadReport, MemoryPlan
 
 if TYPE_CHECKING:
-    from in_memory_datasets.training import presets
+    import in_memory_datasets.training.presets as presets
     from in_memory_datasets.training.batches import (
         collate_audio,
         collate_images,

@@ -68,9 +68,9 @@ def _from_item(item: Any) -> tuple[str, ...]:
     """Find the captions in one item of a list; a list of strings inside a list is one tokenised caption."""
     if isinstance(item, str):
         return (item,)
-    if isinstance(item, (list, tuple)) or (isinstance(item, np.ndarray) and item.ndim):
-        if len(item) and all(isinstance(token, str) for token in item):
-            return (" ".join(item),)
+    is_list = isinstance(item, (list, tuple)) or (isinstance(item, np.ndarray) and item.ndim > 0)
+    if is_list and len(item) and all(isinstance(token, str) for token in item):
+        return (" ".join(item),)
     return _find(item)
 
 

@@ -95,9 +95,9 @@ def check_types(column: Column, schema: pa.Schema) -> None:
 
     Example:
         >>> schema = pa.schema({"json": pa.struct({"text": pa.string()})})
-        >>> check_types(find_column("json.txt", ["json"], kind="captions"), schema)
+        >>> check_types(find_column("json.raw", ["json"], kind="captions"), schema)
         Traceback (most recent call last):
-        in_memory_datasets.errors.ConfigError: 'json.txt': there is no field 'txt' in it, only 'text'; did you mean 'text'?
+        in_memory_datasets.errors.ConfigError: 'json.raw': there is no field 'raw' in it, only 'text'
     """
     for root in column.roots or ():
         kind = schema.field(root).type

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from in_memory_datasets.errors import ConfigError
+from in_memory_datasets.rows.captions import captions_from_value
 from in_memory_datasets.rows.columns import ColumnSpec
 
 _log = logging.getLogger("in_memory_datasets")
@@ -39,7 +40,8 @@ class Preset:
         captions: Candidates for the caption column, likewise.
         inline: Whether the media lie in the dataset itself, which is then streamed where only some rows are wanted.
         note: What to know of the copy, said once; "" where the id itself loads.
-        config: The configuration, where there are several.
+        tars: The directory of the repository where its tar files of `<key>.flac` and `<key>.json` lie; "" for others.
+        sentences: Whether one text holds all captions of a sample, a sentence each.
     """
 
     name: str
@@ -50,7 +52,8 @@ class Preset:
     captions: tuple[str, ...]
     inline: bool = True
     note: str = ""
-    config: str | None = None
+    tars: str = ""
+    sentences: bool = False
 
 
 PRESETS: dict[str, Preset] = {
@@ -94,8 +97,9 @@ PRESETS: dict[str, Preset] = {
             "train",
             ("flac", "audio", "wav", "mp3", "ogg"),
             ("json.text", "json", "text", "txt", "caption"),
-            note="laion/audio-dataset is a project and no dataset on the Hub; loading Meranti/CLAP_freesound, the part "
-            "of it that is published with audio",
+            note="laion/audio-dataset is a project and no dataset on the Hub; streaming Meranti/CLAP_freesound, the "
+            "part of it that is published with audio",
+            tars="freesound",
         ),
         Preset(
             "ChristophSchuhmann/Clotho",
@@ -103,8 +107,10 @@ PRESETS: dict[str, Preset] = {
             "CLAPv2/Clotho",
             "test",
             ("audio", "flac", "wav", "file"),
-            ("caption", "captions", "text", "json.text", "json", "raw_captions"),
-            note="ChristophSchuhmann/Clotho is not on the Hub; loading CLAPv2/Clotho",
+            ("raw_text", "captions", "caption", "text"),
+            note="ChristophSchuhmann/Clotho is not on the Hub; loading CLAPv2/Clotho, which joins the five captions of "
+            "a clip into one text: each of its sentences is taken for a caption",
+            sentences=True,
         ),
     )
 }
@@ -166,17 +172,21 @@ def open_preset(
 
     import datasets
 
-    rows = datasets.load_dataset(
-        preset.repo,
-        preset.config,
-        split=split or preset.split,
-        streaming=preset.inline and max_samples is not None,
-    )
+    arguments: dict[str, Any] = {"streaming": preset.inline and max_samples is not None}
+    if preset.tars:
+        # Types that are not given are guessed from the first rows, which fails where their "original_data" differ; and
+        # unless it is streamed, a tar of clips is encoded anew, for which datasets needs torchcodec.
+        types = {"flac": datasets.Audio(decode=False), "json": {"text": [datasets.Value("string")]}}
+        arguments = {"streaming": True, "data_dir": preset.tars, "features": datasets.Features(types)}
+    rows = datasets.load_dataset(preset.repo, split=split or preset.split, **arguments)
     names = list(rows.column_names or next(iter(rows.take(1)), {}))
     media: ColumnSpec = _first(preset.media, names, preset)
+    captions: ColumnSpec = _first(preset.captions, names, preset)
     if clip_of is not None:
         media = clip_of
-    return rows, media, _first(preset.captions, names, preset)
+    if preset.sentences:
+        captions = _sentences_in([name for name in preset.captions if name in names])
+    return rows, media, captions
 
 
 def _first(candidates: tuple[str, ...], names: list[str], preset: Preset) -> str:
@@ -189,6 +199,20 @@ def _first(candidates: tuple[str, ...], names: list[str], preset: Preset) -> str
     )
 
 
+def _sentences_in(columns: list[str]) -> Callable[[Mapping[str, Any]], tuple[str, ...]]:
+    """Find the captions in the first column that has any; those of one text are its sentences."""
+
+    def captions_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+        found = next((texts for name in columns if any(texts := captions_from_value(row.get(name)))), ())
+        return found if len(found) != 1 else tuple(filter(None, re.split(r"(?<=\.)\s+", found[0])))
+
+    return captions_of
+
+
+# yt-dlp leaves other files of the same name beside a clip.
+_CLIP_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".mp4", ".aac", ".webm", ".mka", ".wma")
+
+
 def _clips_in(directory: Path) -> Callable[[Mapping[str, Any]], str]:
     """Find the clips in a directory by YouTube id: `<id>.wav`, `[<id>]-[30-40].wav`, `<id>_30_40.flac`, ...
 
@@ -199,7 +223,7 @@ def _clips_in(directory: Path) -> Callable[[Mapping[str, Any]], str]:
     clips: dict[str, str] = {}
     for path in sorted(directory.iterdir()):
         match = re.match(r"\[?([A-Za-z0-9_-]{11})(?=[\].]|_\d)", path.name)
-        if match and path.is_file():
+        if match and path.suffix.lower() in _CLIP_SUFFIXES and path.is_file():
             clips.setdefault(match[1], str(path))
     if not clips:
         raise ConfigError(f"audio_dir={str(directory)!r} holds no clips named after their ids. {HOW_TO_GET_MUSICCAPS}")

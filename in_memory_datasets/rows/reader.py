@@ -229,11 +229,14 @@ class StreamReader(RowReader):
         if self._roots is not None:
             dataset = dataset.select_columns(self._roots)
         self._dataset = dataset if max_samples is None else dataset.take(max_samples)
+        self._dataset.set_epoch(self._original.epoch)  # which every method of a stream forgets
         self.max_rows = max_samples
 
     def _digest(self, columns: list[Any]) -> str:
-        # How the stream is made: its files and what is done to them.
-        return _hash((self._original._ex_iterable, str(self._original.split), self.max_rows, columns))
+        # How the stream is made (its files and what is done to them), and which part of it comes.
+        stream = self._original
+        part = [getattr(stream, name, None) for name in ("epoch", "_shuffling", "_distributed")]
+        return _hash([_made_of(stream._ex_iterable), part, str(stream.split), self.max_rows, columns])
 
     def batches(self) -> Iterator[list[Row]]:
         """Give all rows in order."""
@@ -313,6 +316,16 @@ def _as_stored(dataset: Any) -> Any:
     return dataset
 
 
+def _made_of(stage: Any) -> Any:
+    """Give how a stage of a stream is made, without how far somebody has read it: peeking makes it no other."""
+    if isinstance(stage, (list, tuple)):
+        return [_made_of(item) for item in stage]
+    state = getattr(stage, "__dict__", {})
+    if "_state_dict" not in state:
+        return stage
+    return [type(stage).__qualname__, {name: _made_of(state[name]) for name in sorted(state) if name != "_state_dict"}]
+
+
 class _UnreadableRecord:
     """What stands for a record that its sequence would not give."""
 
@@ -327,7 +340,8 @@ def _in_batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
 
 def _names_of(record: Any) -> list[str]:
     if isinstance(record, _UnreadableRecord):
-        raise ConfigError(_describe("row 0 cannot be read, so its columns are not known", record.error)) from record.error
+        what = "row 0 cannot be read, so its columns are not known"
+        raise ConfigError(_describe(what, record.error)) from record.error
     if not isinstance(record, Mapping):
         raise ConfigError(f"its rows are of type {type(record).__name__}: expected mappings of column names to values")
     return [str(name) for name in record]

@@ -45,7 +45,8 @@ def source_from_value(value: Any) -> Source | None:
     if isinstance(value, (list, tuple)):
         return _from_list(value)
     if isinstance(value, (int, float, np.generic)):
-        raise SampleError(f"{type(value).__name__} {value!r:.60} is no media: expected a URL or bytes", reason="bad_row")
+        what = f"{type(value).__name__} {value!r:.60} is no media"
+        raise SampleError(f"{what}: expected a URL, a path, bytes or an array", reason="bad_row")
     return Source("object", value)
 
 
@@ -73,14 +74,15 @@ def _from_text(text: str) -> Source | None:
 
 
 def _from_mapping(value: Mapping[Any, Any]) -> Source | None:
-    path, data = value.get("path"), value.get("bytes")
+    path: Any = value.get("path")
+    data: Any = value.get("bytes")
     if not (is_missing(path) or isinstance(path, (str, bytes, PurePath))):
         raise SampleError(f"'path' is of type {type(path).__name__}, expected text", reason="bad_row")
     path = "" if is_missing(path) else os.fsdecode(path)
     name = os.path.basename(path)
     if not is_missing(data):
         try:
-            data = bytes(memoryview(data) if not isinstance(data, list) else data)
+            data = bytes(data if isinstance(data, list) else memoryview(data))
         except (TypeError, ValueError) as error:
             raise SampleError(f"'bytes' is of type {type(data).__name__}, expected bytes", reason="bad_row") from error
         return Source("bytes", data, name) if data else None

@@ -88,7 +88,7 @@ def table_under(heading: str, paper: Path = GUIDE) -> list[list[str]]:
 # --- the Hub, at its border -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Render a few pictures and clips of the demonstration set."""
     place = tmp_path_factory.mktemp("hub")
@@ -136,7 +136,8 @@ def load_dataset_from(files: Path) -> Callable[..., Any]:
 def test_every_example_runs(paper: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Python of a paper runs from top to bottom and prints what stands under it."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "clips").symlink_to(files)
+    for name in ("photos", "clips"):
+        (tmp_path / name).symlink_to(files)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset_from(files))
     namespace: dict[str, Any] = {"__name__": "paper"}
     if paper == FORMAT:
