@@ -44,6 +44,7 @@ test: setup  ## Run all tests and check the coverage
 	$(BIN)/coverage report --skip-covered
 
 test-wheel: setup  ## Build the wheel and use it from an empty directory
+	rm -rf build
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	cd build && ../$(BIN)/python -I ../tests/docs/use_the_wheel.py wheel/*.whl
 

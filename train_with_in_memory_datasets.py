@@ -275,7 +275,7 @@ def draw_plot(epochs: list[Epoch], path: Path) -> None:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--modality", choices=("image", "audio"), default="image", help="of the demonstration set")
-    parser.add_argument("--preset", help=f"a published dataset instead: {', '.join(presets.names())}")
+    parser.add_argument("--preset", choices=presets.names(), help="a published dataset instead")
     parser.add_argument("--audio-dir", type=Path, help="for google/MusicCaps: the directory of clips you have fetched")
     parser.add_argument("--max-samples", type=int, help="rows to take (default: 1,920 of the demonstration, or all)")
     parser.add_argument("--image-size", type=int, default=64, help="width and height in pixels (default: 64)")
@@ -286,7 +286,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="where results go (default: outputs)")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.max_samples is not None and options.max_samples < 12:
+        parser.error(f"--max-samples {options.max_samples}: expected at least 12, a sixth of which are held out")
+    return options
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import itertools
 import json
 import operator
 import pickle
+import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -164,7 +165,8 @@ class RowReader(ABC):
 
 def _describe(what: str, error: Exception) -> str:
     # The message is the user's own: it may hold addresses, and text that no store can keep.
-    message = strip_credentials(str(error)).encode("utf-8", "backslashreplace").decode()
+    message = re.sub(r"\S+://\S+", lambda url: strip_credentials(url[0]), str(error))
+    message = message.encode("utf-8", "backslashreplace").decode()
     return f"{what}: {type(error).__name__}: {message}"
 
 

@@ -85,7 +85,7 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
         if verify and (bad := store.verify()):
             raise StoreError(
                 f"{place}: {len(bad):,} of {store.num_samples:,} samples differ from their checksums (rows {bad[:5]}): "
-                "load them again, or open without verify and leave them out"
+                "load the dataset again from its sources"
             )
         report = store.table.report(seconds=0.0, bytes_fetched=0, nbytes=store.nbytes)
         if on_error == "raise" and report.failures:

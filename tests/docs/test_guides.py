@@ -72,6 +72,11 @@ def blocks_of(paper: Path) -> Iterator[Block]:
     assert start is None, f"{paper.name}: the block that begins in line {start} never ends"
 
 
+def has_python(paper: Path) -> bool:
+    """Tell whether a paper has anything to run."""
+    return any(block.language == "python" for block in blocks_of(paper))
+
+
 def table_under(heading: str, paper: Path = GUIDE) -> list[list[str]]:
     """Give the cells of the first table under a heading, without its head."""
     section = paper.read_text("utf-8").split(f"\n{heading}\n", 1)
@@ -132,7 +137,7 @@ def load_dataset_from(files: Path) -> Callable[..., Any]:
 # --- what is executed -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.name)
+@pytest.mark.parametrize("paper", [paper for paper in PAPERS if has_python(paper)], ids=lambda paper: paper.name)
 def test_every_example_runs(paper: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Python of a paper runs from top to bottom and prints what stands under it."""
     monkeypatch.chdir(tmp_path)
@@ -266,6 +271,16 @@ def test_the_guide_lists_every_preset() -> None:
     """The table of published datasets has each preset, with the copy that it loads."""
     listed = {row[0].strip("`"): row[1].strip("`") for row in table_under("## Published datasets by name")}
     assert listed == {name: find_preset(name).repo for name in presets.names()}
+
+
+def test_the_messages_in_troubleshooting_are_those_of_the_code() -> None:
+    """Whoever searches the guide for the words of an error finds them: each piece of a message is in the source."""
+    source = "".join(path.read_text("utf-8") for path in (ROOT / "in_memory_datasets").rglob("*.py"))
+    source = re.sub(r'"\s*\n\s*f?"', "", source)
+    not_ours = ("can't pickle", "from a worker", ": No space left on device")
+    for message, *_ in table_under("## Troubleshooting"):
+        for piece in re.split(r"\s*[;,]?\s*…[;,]?\s*|`\s*", message):
+            assert len(piece) < 4 or piece in source or piece in not_ours, f"no error says {piece!r}"
 
 
 def test_the_memory_table_of_images_is_right() -> None:

@@ -29,7 +29,7 @@ def test_media_and_captions_become_unit_vectors(modality: str, media: torch.Tens
 
 
 def test_the_order_of_words_counts_and_padding_does_not() -> None:
-    """Whatever the words, "a then b" differs from "b then a", and a caption does not depend on what else is in the batch."""
+    """Words in another order are another caption, which does not depend on what else is in the batch."""
     model = DualEncoder("image").eval()
     forth, back = model.text(hash_words(["tone then noise", "noise then tone"]))
     assert not torch.allclose(forth, back, atol=1e-3)
