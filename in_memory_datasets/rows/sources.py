@@ -37,7 +37,7 @@ def source_from_value(value: Any) -> Source | None:
     if isinstance(value, str):
         return _from_text(value)
     if isinstance(value, PurePath):
-        return Source("path", os.fspath(value), value.name)
+        return _from_path(os.fspath(value))
     if isinstance(value, (bytes, bytearray, memoryview)):
         return Source("bytes", bytes(value)) if len(value) else None
     if isinstance(value, Mapping):
@@ -70,7 +70,16 @@ def _from_text(text: str) -> Source | None:
         return Source("url", f"https:{text}", _name_of_url(f"https:{text}"))
     if "://" in text:
         return Source("fsspec", text, text.partition("::")[0].rpartition("/")[2])
-    return Source("path", os.path.expanduser(text), os.path.basename(text))
+    return _from_path(text)
+
+
+def _from_path(text: str) -> Source:
+    try:
+        if b"\0" in os.fsencode(text):
+            raise ValueError("it holds a NUL")
+        return Source("path", os.path.expanduser(text), os.path.basename(text))
+    except ValueError as error:
+        raise SampleError(f"{text!r:.200} is no path: {error}", reason="bad_url") from error
 
 
 def _from_mapping(value: Mapping[Any, Any]) -> Source | None:

@@ -72,6 +72,20 @@ def test_random_captions_change_with_the_epoch_whatever_the_number_of_workers() 
         assert len(set(captions)) == 3
 
 
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but:UserWarning")
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches_can_be_pinned(num_workers: int) -> None:
+    """Where there is an accelerator, batches arrive in pinned memory; where there is none, torch warns and goes on."""
+    with InMemoryImageTextDataset(array_rows(6), image_size=(8, 8)) as dataset:
+        loader = DataLoader(
+            dataset, batch_size=3, num_workers=num_workers, pin_memory=True, collate_fn=collate_in_memory_images
+        )
+        batches = list(loader)
+    assert [batch["indices"].tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5]]
+    assert all(batch["images"].is_contiguous(memory_format=torch.channels_last) for batch in batches)
+    assert all(batch["images"].is_pinned() == torch.cuda.is_available() for batch in batches)
+
+
 @pytest.mark.slow
 def test_the_handle_of_a_gigabyte_is_small() -> None:
     """1 GB of clips, with captions and failures; what goes to a worker stays under 100 kB."""

@@ -93,6 +93,10 @@ def test_lists_of_numbers_are_the_arrays_they_were_before_arrow() -> None:
         ("data:image/png", "empty", "holds no data"),
         ("https://a.example/\ud83d.png", "bad_url", "half a surrogate pair"),
         ("data:,\ud83d", "bad_url", "half a surrogate pair"),
+        ("a\0b.png", "bad_url", "is no path: it holds a NUL"),
+        (Path("a\0b.png"), "bad_url", "is no path: it holds a NUL"),
+        ("~\0", "bad_url", "is no path"),
+        ("\ud83d.png", "bad_url", "is no path: .*surrogates not allowed"),
     ],
 )
 def test_other_values_are_refused_with_the_reason(value: Any, reason: str, message: str) -> None:
