@@ -163,25 +163,30 @@ def retry(request: LoadRequest, store: Store, *, attempt: int) -> tuple[Store, L
         attempt: How often this store was retried before; with it, the processes of one job find one another.
 
     Returns:
-        The mended store, which shares the memory of the old one where samples have a fixed size; and its report.
+        The mended store, which shares the memory of the old one where samples have a fixed size, and is the old one
+        where nothing had failed; and its report.
     """
     started = time.monotonic()
     bytes_fetched = 0
 
-    def mend() -> Store:
+    def mend(broken: Store) -> Store:
         nonlocal bytes_fetched
-        mended, bytes_fetched = _mend(request, store)
+        mended, bytes_fetched = _mend(request, broken)
         return mended
 
-    if store.directory is not None:
+    if not _failed_slots(store):
+        mended = store
+    elif store.directory is not None:
         with locked(store.directory):
-            store = open_store(store.directory)  # another process may have mended it by now
-            mended = mend()
+            current = open_store(store.directory)  # another process may have mended it by now
+            mended = mend(current) if _failed_slots(current) else current
+            if mended is not current:
+                current.close()
     elif request.job is not None and request.reader is not None:
         rows = fingerprint(_name_of_rows(request.reader), request.spec)
-        mended = share_store(request.job, f"{rows} retry {attempt}", mend)
+        mended = share_store(request.job, f"{rows} retry {attempt}", lambda: mend(store))
     else:
-        mended = mend()
+        mended = mend(store)
     report = mended.table.report(seconds=time.monotonic() - started, bytes_fetched=bytes_fetched, nbytes=mended.nbytes)
     return mended, report
 
@@ -227,7 +232,7 @@ def _build(request: LoadRequest, directory: Path | None) -> tuple[Store, int]:
 
 
 def _mend(request: LoadRequest, store: Store) -> tuple[Store, int]:
-    failed = np.flatnonzero(store.table.status == FAILED).tolist()
+    failed = _failed_slots(store)
     if isinstance(request.spec, AudioSpec) and store.nbytes > (free := free_memory()[0]):
         raise MemoryLimitError(
             f"retrying clips packs them anew, which needs {format_bytes(store.nbytes)} besides what is held; "
@@ -253,6 +258,11 @@ def _mend(request: LoadRequest, store: Store) -> tuple[Store, int]:
                 writer.loaded(outcome.slot, outcome.checksum)
             bar.update()
         return writer.finish(), bytes_fetched
+
+
+def _failed_slots(store: Store) -> list[int]:
+    slots: list[int] = np.flatnonzero(store.table.status == FAILED).tolist()
+    return slots
 
 
 def _row_of_store(store: Store, slot: int) -> Row | None:

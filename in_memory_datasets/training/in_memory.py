@@ -39,6 +39,8 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
         nbytes: Bytes held at rest: media, captions and bookkeeping.
     """
 
+    _SPEC: type  # what samples of this class are turned into
+
     def __init__(self, request: LoadRequest, serving: ServingT) -> None:
         store, report = load(request)
         self._open(request, serving, store, report)
@@ -95,8 +97,6 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
     @abstractmethod
     def __getitems__(self, indices: Sequence[int]) -> Any:
         """Gather a batch."""
-
-    _SPEC: type = object
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Give one sample, as a copy of its own: `__getitems__([index])[0]`.
@@ -165,7 +165,8 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
         """
         store, report = retry(self._request, self._store, attempt=self._num_retries)
         self._num_retries += 1
-        self._store.close()
+        if store is not self._store:
+            self._store.close()
         self._take(store, report)
         return report
 

@@ -6,6 +6,7 @@ migration, and a comparison of the two compares nothing else.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Literal, TypeVar
 
@@ -87,8 +88,9 @@ class OnTheFlyDataset(Dataset[Any], Generic[SpecT, ServingT]):
         sample: dict[str, Any] = self.__getitems__([index])[0]
         return sample
 
+    @abstractmethod
     def __getitems__(self, indices: Sequence[int]) -> Any:
-        raise NotImplementedError
+        """Fetch and decode a batch."""
 
     def _load(self, indices: Sequence[int]) -> tuple[list[NDArray[Any] | None], Books]:
         """Fetch and decode one sample after the other; None where it failed."""

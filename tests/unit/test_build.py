@@ -183,6 +183,8 @@ def test_retrying_patches_what_failed_in_place(tmp_path: Path) -> None:
         Path(paths[1]).write_bytes(png(20))
         dataset.retry_failed()
         assert levels(dataset) == [10, 20, 30]
+        assert dataset.retry_failed().bytes_fetched == 0  # nothing is left to do
+        assert levels(dataset) == [10, 20, 30]
         assert dataset.verify() == []
 
 
