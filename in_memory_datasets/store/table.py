@@ -61,7 +61,7 @@ class TableWriter:
     def add(self, rows: Sequence[Row]) -> None:
         """Append rows, in order, none of them loaded yet."""
         captions = [row.captions for row in rows]
-        sources = [row.source.label if row.source else "" for row in rows]
+        sources = [_storable(row.source.label) if row.source else "" for row in rows]
         self._chunks.append(
             pa.record_batch([captions, sources], schema=pa.schema([_SCHEMA.field(name) for name in _TEXT]))
         )
@@ -80,7 +80,7 @@ class TableWriter:
         self.status[slot], self.checksum[slot] = FAILED, 0
         self.stage[slot], self.reason[slot] = STAGES.index(failure.stage), REASONS.index(failure.reason)
         self.attempts[slot] = min(failure.attempts, 65_535)
-        self.details[slot] = failure.detail
+        self.details[slot] = _storable(failure.detail)
 
     def to_buffer(self) -> Any:
         """Write the table as an Arrow IPC file into one buffer."""
@@ -120,6 +120,11 @@ class TableWriter:
             getattr(writer, name).frombytes(values.tobytes())
         writer.details = {failure.index: failure.detail for failure in table.failures()}
         return writer
+
+
+def _storable(text: str) -> str:
+    """Write out what UTF-8 cannot hold, such as file names in another encoding."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class RowTable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -224,6 +225,15 @@ def test_two_loads_give_the_same_files_bit_for_bit(files: list[str], tmp_path: P
             dataset.save(tmp_path / name)
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_a_file_name_in_another_encoding_loads_and_is_reported(tmp_path: Path) -> None:
+    name = os.fsdecode(bytes(tmp_path) + b"/caf\xe9.png")
+    Path(name).write_bytes(png(7))
+    lost = os.fsdecode(b"/no/caf\xe9.png")
+    with InMemoryImageTextDataset(rows_of([name, lost]), image_size=SIZE) as dataset:
+        assert levels(dataset) == [7, 128]
+        assert dataset.report.failures[0].source == "/no/caf\\udce9.png"
 
 
 def test_an_iterator_has_no_cache(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 import tracemalloc
 import types
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pandas
 import pyarrow as pa
 import pytest
 from datasets.distributed import split_dataset_by_node
+from PIL import Image
 
 from in_memory_datasets import FetchOptions, InMemoryImageTextDataset, LoadError
 from in_memory_datasets.errors import ConfigError
@@ -327,3 +329,42 @@ def test_rows_of_any_kind_of_damage_leave_the_others_whole() -> None:
         details = [failure.detail for failure in dataset.report.failures]
         assert "ValueError: no caption at" in details[0]
         assert "secret" not in str(details)
+
+
+def test_a_media_callable_that_raises_costs_its_row_alone_and_keeps_its_caption() -> None:
+    rows = read([{"path": "a.png", "caption": "a"}, {"path": None, "caption": "b"}], lambda row: row["path"].strip())
+    assert bytes_of(rows) == [("path", "a.png"), None]
+    assert rows[1].captions == ("b",)
+    assert rows[1].error is not None
+    assert "row 1 is unusable: its media (<lambda>): AttributeError" in str(rows[1].error)
+
+
+def decoded_values(level: int) -> list[Any]:
+    frames = np.full(5, level, np.float32)
+    return [
+        np.full((2, 2, 3), level, np.uint8),
+        Image.new("L", (2, 2), level),
+        {"array": frames, "sampling_rate": 8000},
+        {"array": frames, "sampling_rate": 8000 + level},
+        {"array": frames.astype(object), "sampling_rate": 8000},
+        {"array": frames.tolist(), "sampling_rate": 8000},
+        Decoder(level),
+    ]
+
+
+@dataclass
+class Decoder:
+    """An object that only its own library can read."""
+
+    level: int
+
+
+def test_decoded_values_are_told_apart_by_their_content() -> None:
+    def identities() -> list[str | None]:
+        values = decoded_values(1) + decoded_values(2)
+        return [open_them([{"image": value, "caption": ""}]).identity for value in values]
+
+    found = identities()
+    assert len(set(found)) == len(found)
+    assert None not in found
+    assert found == identities()
