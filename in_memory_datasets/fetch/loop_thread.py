@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 _T = TypeVar("_T")
 
+CANCEL_AGAIN_SECONDS = 0.2
+
 # Event loops that a forked child inherits. Their epoll descriptor is shared with the parent, so closing them would
 # unregister the parent's connections; they are kept, unused, until the child ends.
 _inherited: list[LoopThread] = []
@@ -78,10 +80,12 @@ class LoopThread:
 
     async def _main(self) -> None:
         await self._stop.wait()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # Again and again: a cancellation that meets a connection just being made, or a time limit just passing, can be
+        # lost in them, and the task would then wait for a server that may never answer.
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks, timeout=CANCEL_AGAIN_SECONDS)
         await self._on_close()
         # Closed transports let go of their descriptors in the loop's next turns.
         for _ in range(3):

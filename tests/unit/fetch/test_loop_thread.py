@@ -1,0 +1,35 @@
+"""The thread behind a fetcher ends, whatever the coroutines on it do."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import CancelledError
+
+import pytest
+
+from in_memory_datasets.fetch.loop_thread import LoopThread
+
+
+def test_a_task_that_loses_a_cancellation_is_cancelled_again() -> None:
+    """Libraries lose one now and then, where it meets a connection being made or a time limit that passes."""
+    waiting = threading.Event()
+
+    async def lose_two() -> None:
+        for _ in range(2):
+            try:
+                waiting.set()
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                continue
+        await asyncio.Event().wait()
+
+    async def nothing() -> None:
+        return None
+
+    thread = LoopThread("in-memory-datasets-test", nothing)
+    future = thread.submit(lose_two)
+    assert waiting.wait(10)
+    thread.close()
+    with pytest.raises(CancelledError):
+        future.result()
