@@ -88,7 +88,7 @@ def _from_mapping(value: Mapping[Any, Any]) -> Source | None:
     if not (is_missing(path) or isinstance(path, (str, bytes, PurePath))):
         raise SampleError(f"'path' is of type {type(path).__name__}, expected text", reason="bad_row")
     path = "" if is_missing(path) else os.fsdecode(path)
-    name = os.path.basename(path)
+    name = _name_of_origin(path)
     if not is_missing(data):
         try:
             data = bytes(data if isinstance(data, list) else memoryview(data))
@@ -134,6 +134,12 @@ def _from_data_url(text: str) -> Source:
     if not comma or not data:
         raise SampleError(f"a data: URL of {len(text)} characters holds no data", reason="empty")
     return Source("bytes", data, f"data{mimetypes.guess_extension(kind) or ''}")
+
+
+def _name_of_origin(path: str) -> str:
+    """Name the file that inline media came from; its address may be signed, and labels are shown and stored."""
+    is_url = "://" in path or path.startswith("//")
+    return strip_credentials(_name_of_url(path.partition("::")[0]) if is_url else os.path.basename(path))
 
 
 def _name_of_url(url: str) -> str:

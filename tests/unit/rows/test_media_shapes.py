@@ -116,3 +116,23 @@ def png() -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (2, 2)).save(file, "PNG")
     return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("https://me:secret@a.example/a.png?token=secret", "a.png"),
+        ("https://me:secret@a.example", ""),
+        ("//a.example/a.png?sig=secret", "a.png"),
+        ("zip://in/a.png::https://a.example/b.zip?X-Amz-Signature=secret", "a.png"),
+        ("a.png?token=secret", "a.png?token=***"),
+        ("in/why?.png", "why?.png"),
+    ],
+)
+def test_no_credentials_are_shown_of_the_address_that_inline_media_came_from(path: str, name: str) -> None:
+    """Labels stand in reports and in the store: what signed an address must not get there by way of a file name."""
+    for value in ({"bytes": b"GIF89a", "path": path}, {"array": np.zeros(8), "sampling_rate": 8000, "path": path}):
+        source = source_from_value(value)
+        assert source is not None
+        assert source.name == name
+        assert "secret" not in source.label
