@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -14,6 +13,7 @@ import pytest
 from in_memory_datasets.errors import FetchError
 from in_memory_datasets.fetch import Fetcher
 from in_memory_datasets.schema import FetchOptions, Source
+from tests.serving import LocalServer, QuietHandler
 
 SIZES = (1, 1000, 300_000)
 
@@ -116,31 +116,16 @@ class TestObjectStore(FetchContract):
         fs.rm("/odd", recursive=True)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
+class _Handler(QuietHandler):
     def do_GET(self) -> None:
-        found = self.path != "/none"
-        body = make_bytes(int(self.path[1:])) if found else b"none"
-        self.send_response(200 if found else 404)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+        self.send_body(None if self.path == "/none" else make_bytes(int(self.path[1:])))
 
 
 class TestHttp(FetchContract):
     @pytest.fixture
     def base_url(self) -> Iterator[str]:
-        with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
-            server.daemon_threads = True
-            thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-            thread.start()
-            yield f"http://127.0.0.1:{server.server_port}"
-            server.shutdown()
-            thread.join()
+        with LocalServer(_Handler) as server:
+            yield server.url
 
     @pytest.fixture
     def sources(self, base_url: str) -> dict[int, Source]:

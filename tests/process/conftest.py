@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,16 @@ import pytest
 import soundfile
 from PIL import Image
 
+from tests.serving import LocalServer, QuietHandler
+
 ROOT = Path(__file__).parents[2]
 
 
-class MediaServer(ThreadingHTTPServer):
+class MediaServer(LocalServer):
     """Serve /<i>.png, grey pictures of level i, and /<i>.wav, i + 1 tenths of a second; count every request."""
 
-    daemon_threads = True
-    request_queue_size = 512
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.requests: list[str] = []
         self.stalls = threading.Event()  # while set, nobody is answered
         self.asked = threading.Event()
@@ -36,17 +34,9 @@ class MediaServer(ThreadingHTTPServer):
         self.broken: set[str] = set()  # paths that are not found ...
         self.mended_by: Path | None = None  # ... until this file exists
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients of these tests are killed on purpose: their broken connections are no news."""
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     server: MediaServer
-    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         server = self.server
@@ -56,15 +46,7 @@ class _Handler(BaseHTTPRequestHandler):
             server.release.wait()
             return
         mended = server.mended_by is not None and server.mended_by.exists()
-        found = self.path not in server.broken or mended
-        body = make_media(self.path) if found else b""
-        self.send_response(200 if found else 404)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Stay quiet."""
+        self.send_body(None if self.path in server.broken and not mended else make_media(self.path))
 
 
 def make_media(path: str) -> bytes:
@@ -79,14 +61,11 @@ def make_media(path: str) -> bytes:
 
 @pytest.fixture
 def server() -> Iterator[MediaServer]:
-    media = MediaServer()
-    thread = threading.Thread(target=media.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield media
-    media.release.set()
-    media.shutdown()
-    thread.join()
-    media.server_close()
+    with MediaServer() as media:
+        try:
+            yield media
+        finally:
+            media.release.set()
 
 
 Script = Callable[..., "subprocess.Popen[str]"]

@@ -7,9 +7,7 @@ import functools
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +20,15 @@ from PIL import Image, ImageOps
 
 from in_memory_datasets import FetchOptions, InMemoryAudioTextDataset, InMemoryImageTextDataset
 from tests.conftest import ROOT
+from tests.serving import LocalServer, QuietHandler
 
 LOOPBACK = FetchOptions(allow_private_addresses=True)
 
 
-class _Handler(SimpleHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_: object) -> None:
-        """Stay quiet."""
-
-
 @pytest.fixture(scope="module")
 def url(corpora: Path) -> Iterator[str]:
-    handler = functools.partial(_Handler, directory=str(corpora))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with LocalServer(functools.partial(QuietHandler, directory=str(corpora))) as server:
+        yield server.url
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

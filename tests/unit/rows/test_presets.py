@@ -7,9 +7,7 @@ import json
 import logging
 import sys
 import tarfile
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from in_memory_datasets import (
     presets,
 )
 from in_memory_datasets.rows import presets as recipes
+from tests.serving import LocalServer, QuietHandler
 from tests.unit.rows.media import png, stored, wav
 
 TEXT, INT = Value("string"), Value("int32")
@@ -89,24 +88,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
 def server() -> Iterator[str]:
     """Serve pictures at /<grey level>.png, and nothing else."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             stem = self.path[1:].removesuffix(".png")
-            body = png(int(stem)) if stem.isdigit() else b"gone"
-            self.send_response(200 if stem.isdigit() else 404)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.send_body(png(int(stem)) if stem.isdigit() else None)
 
-        def log_message(self, *_: object) -> None:
-            """Keep quiet."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{httpd.server_port}"
-        httpd.shutdown()
-        thread.join()
+    with LocalServer(Handler) as server:
+        yield server.url
 
 
 def coco_rows() -> list[dict[str, Any]]:
