@@ -15,9 +15,7 @@ import pickle
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -48,6 +46,7 @@ from in_memory_datasets import (
     collate_in_memory_images,
     presets,
 )
+from tests.serving import LocalServer, QuietHandler
 
 ROOT = Path(__file__).parent
 NUM_IMAGES, NUM_CLIPS = 30, 9
@@ -55,32 +54,23 @@ NUM_IMAGES, NUM_CLIPS = 30, 9
 HERE = FetchOptions(allow_private_addresses=True, retries=0)
 
 
-class Gate(ThreadingHTTPServer):
+class Gate(LocalServer):
     """Stand before the demonstration server: count requests, answer some with 404 until told otherwise."""
 
-    daemon_threads = True
-    request_queue_size = 256
-
     def __init__(self, behind: str) -> None:
-        super().__init__(("127.0.0.1", 0), _Forward)
+        super().__init__(_Forward)
         self.behind = urlsplit(behind).netloc
         self.num_requests = 0
         self.broken: set[str] = set()
         self.opted_out: set[str] = set()
-        self._lock = threading.Lock()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
 
     def count(self) -> None:
         with self._lock:
             self.num_requests += 1
 
 
-class _Forward(BaseHTTPRequestHandler):
+class _Forward(QuietHandler):
     server: Gate
-    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         self.server.count()
@@ -98,9 +88,6 @@ class _Forward(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_: Any) -> None:
-        """Requests are counted and not printed."""
-
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[DemoServer]:
@@ -111,9 +98,7 @@ def server() -> Iterator[DemoServer]:
 @pytest.fixture
 def gate(server: DemoServer) -> Iterator[Gate]:
     with Gate(server.url) as gate:
-        threading.Thread(target=gate.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield gate
-        gate.shutdown()
 
 
 def image_rows(gate: Gate, server: DemoServer, num_rows: int = NUM_IMAGES) -> list[dict[str, Any]]:

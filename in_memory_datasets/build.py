@@ -41,8 +41,10 @@ from in_memory_datasets.schema import (
     LoadReport,
     MemoryPlan,
     Row,
+    check_choice,
     count_reasons,
     format_bytes,
+    parse_bytes,
 )
 from in_memory_datasets.store import (
     FAILED,
@@ -71,28 +73,34 @@ class LoadRequest:
     """All that a load is told.
 
     Attributes:
-        reader: The rows; None for a store that was opened from a directory.
         spec: What each sample is turned into.
+        reader: The rows; None where there are none yet, or for a store that was opened from a directory.
         fetch: How sources are fetched.
         on_error: What a failed sample does to the load: only "raise" ends it.
         num_threads: Decode threads; None takes a thread per core this process may use.
         progress: Whether to draw a progress bar, where somebody can see it.
-        memory_limit: The user's own limit, in bytes.
+        memory_limit: The user's own limit, in bytes or as text such as "16GB".
         cache_dir: Where stores are kept; None keeps this one in memory.
         job: What the processes that share this load have in common; None for a process on its own.
+
+    Raises:
+        ConfigError: One of them cannot work.
     """
 
-    reader: RowReader | None
     spec: ImageSpec | AudioSpec
+    reader: RowReader | None = None
     fetch: FetchOptions = FetchOptions()  # noqa: RUF009 - frozen
     on_error: OnError = "placeholder"
     num_threads: int | None = None
     progress: bool = True
-    memory_limit: int | None = None
+    memory_limit: int | str | None = None
     cache_dir: str | os.PathLike[str] | None = None
     job: str | None = None
 
     def __post_init__(self) -> None:
+        check_choice("on_error", self.on_error, ("placeholder", "skip", "raise"))
+        if self.memory_limit is not None:
+            parse_bytes(self.memory_limit)
         threads = self.num_threads
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             raise ConfigError(f"num_threads={threads!r}: expected a whole number of at least 1, or None for one a core")
@@ -116,7 +124,7 @@ def plan(request: LoadRequest) -> MemoryPlan:
         num_samples=reader.num_rows if reader.num_rows is not None else reader.max_rows,
         bytes_per_sample=media_bytes + row_bytes,
         fixed_bytes=empty_bytes + HEADER_BYTES,
-        memory_limit=request.memory_limit,
+        memory_limit=None if request.memory_limit is None else parse_bytes(request.memory_limit),
         is_upper_bound=isinstance(spec, AudioSpec) or reader.num_rows is None,
     )
 
@@ -233,7 +241,8 @@ def _build(request: LoadRequest, directory: Path | None) -> tuple[Store, int]:
 
 def _mend(request: LoadRequest, store: Store) -> tuple[Store, int]:
     failed = _failed_slots(store)
-    if isinstance(request.spec, AudioSpec) and store.nbytes > (free := free_memory()[0]):
+    in_memory = store.directory is None
+    if isinstance(request.spec, AudioSpec) and in_memory and store.nbytes > (free := free_memory()[0]):
         raise MemoryLimitError(
             f"retrying clips packs them anew, which needs {format_bytes(store.nbytes)} besides what is held; "
             f"{format_bytes(free)} are free: save the dataset to a directory and retry it there",

@@ -142,6 +142,16 @@ class Row:
     error: SampleError | None = None
 
 
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Refuse an argument that is none of the choices there are.
+
+    Raises:
+        ConfigError: With the choices.
+    """
+    if value not in choices:
+        raise ConfigError(f"{name}={value!r}: choose {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}")
+
+
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
     """What an image is turned into.
@@ -163,8 +173,7 @@ class ImageSpec:
         ):
             raise ConfigError(f"image_size={size!r}: expected (width, height), two whole numbers from 1 to 65535")
         object.__setattr__(self, "image_size", (size[0], size[1]))  # a list, as JSON gives it, becomes a tuple
-        if self.resize not in ("stretch", "crop", "pad"):
-            raise ConfigError(f"resize={self.resize!r}: choose 'stretch', 'crop' or 'pad'")
+        check_choice("resize", self.resize, ("stretch", "crop", "pad"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +195,7 @@ class AudioSpec:
             raise ConfigError(f"target_sr={self.target_sr!r}: expected a sampling rate in Hz, such as 16000")
         if not (isinstance(self.max_duration, (int, float)) and 0 < self.max_duration < float("inf")):
             raise ConfigError(f"max_duration={self.max_duration!r}: expected seconds above 0, such as 30.0")
-        if self.dtype not in ("float32", "int16"):
-            raise ConfigError(f"dtype={self.dtype!r}: choose 'float32' or 'int16'")
+        check_choice("dtype", self.dtype, ("float32", "int16"))
         if self.max_frames == 0:
             raise ConfigError(
                 f"max_duration={self.max_duration!r}: less than one frame at {self.target_sr} Hz; give more seconds"

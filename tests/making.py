@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +50,15 @@ def make_store(
             else:
                 writer.loaded(slot, writer.put(slot, sample))
         return writer.finish()
+
+
+def check_threads_agree(decode: Callable[[bytes], NDArray[Any]], data: Sequence[bytes], num_threads: int = 4) -> None:
+    """Decode everything once alone and then in every thread at once: all must agree bit for bit."""
+    alone = [decode(each) for each in data]
+
+    def decode_all(_: int) -> list[NDArray[Any]]:
+        return [decode(each) for each in data]
+
+    with ThreadPoolExecutor(num_threads) as threads:
+        for results in threads.map(decode_all, range(num_threads)):
+            assert all(np.array_equal(one, other) for one, other in zip(alone, results, strict=True))

@@ -72,13 +72,9 @@ def _judge(error: BaseException, timeout_seconds: float) -> tuple[str, str, bool
         if ConnectionResetError.__name__ in str(error):  # aiohttp keeps the system's error in its text alone
             return "reset", "the server reset the connection in the middle of the body", True
         return "truncated", f"the body broke off ({_words(error)})", True
-    if isinstance(error, aiohttp.TooManyRedirects):
-        return "redirect", "too many redirects", False
-    if isinstance(error, aiohttp.RedirectClientError):
-        return "redirect", "redirected to something that is no http or https URL", False
     if isinstance(error, (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError)):
         return "bad_url", "not a usable http or https URL", False
-    if isinstance(error, (aiohttp.ClientResponseError, HttpProcessingError, aiohttp.ContentTypeError)):
+    if isinstance(error, (aiohttp.ClientResponseError, HttpProcessingError)):
         return "bad_response", f"the answer is not valid HTTP ({_words(error)})", False
     if isinstance(error, (aiohttp.ClientConnectionError, OSError)):
         if isinstance(error, OSError):

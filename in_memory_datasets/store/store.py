@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -242,20 +243,19 @@ def open_store(directory: str | os.PathLike[str]) -> Store:
         num_samples = manifest["num_samples"]
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise StoreError(f"{place / MANIFEST} is damaged ({error!r}); delete the directory and load again") from error
-    blocks: dict[str, Block] = {}
     try:
-        for name in (SAMPLES, ROWS):
-            blocks[name] = Block.open(place / name)
-            if not blocks[name].nbytes:
-                raise StoreError(f"{place / name} is empty; delete the directory and load again")
-        store = Store(spec, samples=blocks[SAMPLES], rows=blocks[ROWS], directory=place)
-        if store.num_samples != num_samples:
-            raise StoreError(f"{place}: {store.num_samples} rows, expected {num_samples!r}")
+        with ExitStack() as opened:
+            samples, rows = (opened.enter_context(Block.open(place / name)) for name in (SAMPLES, ROWS))
+            for name, block in ((SAMPLES, samples), (ROWS, rows)):
+                if not block.nbytes:
+                    raise StoreError(f"{place / name} is empty; delete the directory and load again")
+            store = Store(spec, samples=samples, rows=rows, directory=place)
+            if store.num_samples != num_samples:
+                raise StoreError(f"{place}: {store.num_samples} rows, expected {num_samples!r}")
+            opened.pop_all()  # they are the store's now
     except FileNotFoundError as error:
         raise StoreError(f"{error.filename} is missing; delete the directory and load again") from error
     except StoreError as error:
-        for block in blocks.values():
-            block.close()
         raise StoreError(str(error) if str(place) in str(error) else f"{place}: {error}") from error
     return store
 

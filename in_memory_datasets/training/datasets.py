@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ from in_memory_datasets.schema import (
     ImageSpec,
     MemoryPlan,
     Resize,
-    parse_bytes,
 )
 from in_memory_datasets.training.batches import AudioBatch, ImageBatch
 from in_memory_datasets.training.captions import Captions
@@ -33,7 +33,6 @@ from in_memory_datasets.training.serving import (
     ImageServing,
     PadTo,
     Transform,
-    check_on_error,
     silence,
 )
 
@@ -78,8 +77,6 @@ class InMemoryImageTextDataset(InMemoryDataset[ImageServing]):
         (torch.Size([3, 4, 4]), 'dark')
     """
 
-    _SPEC = ImageSpec
-
     def __init__(
         self,
         hf_dataset: Any,
@@ -100,19 +97,20 @@ class InMemoryImageTextDataset(InMemoryDataset[ImageServing]):
         num_threads: int | None = None,
         progress: bool = True,
     ) -> None:
-        check_on_error(on_error)
-        spec = ImageSpec(image_size, resize)
+        request = LoadRequest(
+            spec=ImageSpec(image_size, resize),
+            fetch=fetch,
+            on_error=on_error,
+            num_threads=num_threads,
+            progress=progress,
+            memory_limit=memory_limit,
+            cache_dir=cache_dir,
+        )
         serving = ImageServing(captions=captions, output=output, transform=transform, batch_transform=batch_transform)
         super().__init__(
-            LoadRequest(
-                spec=spec,
-                memory_limit=None if memory_limit is None else parse_bytes(memory_limit),
+            replace(
+                request,
                 reader=open_rows(hf_dataset, media_col=img_col, txt_col=txt_col, max_samples=max_samples),
-                fetch=fetch,
-                on_error=on_error,
-                num_threads=num_threads,
-                progress=progress,
-                cache_dir=cache_dir,
                 job=detect_job(),
             ),
             serving,
@@ -139,7 +137,7 @@ class InMemoryImageTextDataset(InMemoryDataset[ImageServing]):
             ConfigError: An argument cannot work.
             TypeError: There is no such argument.
 
-        Cost: reads the captions of up to 128 rows.
+        Cost: reads up to 128 rows, for the length of their captions.
 
         Example:
             >>> InMemoryImageTextDataset.plan([{"image_url": "a.jpg", "caption": ""}] * 1000).num_samples
@@ -150,7 +148,7 @@ class InMemoryImageTextDataset(InMemoryDataset[ImageServing]):
             LoadRequest(
                 reader=open_rows(hf_dataset, media_col=img_col, txt_col=txt_col, max_samples=max_samples),
                 spec=ImageSpec(image_size, resize),
-                memory_limit=None if memory_limit is None else parse_bytes(memory_limit),
+                memory_limit=memory_limit,
             )
         )
 
@@ -181,11 +179,12 @@ class InMemoryImageTextDataset(InMemoryDataset[ImageServing]):
             StoreError: It is no complete dataset of images, or of another version, or altered.
             LoadError: It holds failed samples and `on_error` is "raise".
         """
-        check_on_error(on_error)
         return cls._load(
             directory,
             verify=verify,
-            request={"on_error": on_error, "fetch": fetch, "num_threads": num_threads, "progress": progress},
+            request=LoadRequest(
+                spec=ImageSpec(), fetch=fetch, on_error=on_error, num_threads=num_threads, progress=progress
+            ),
             serving=ImageServing(
                 captions=captions, output=output, transform=transform, batch_transform=batch_transform
             ),
@@ -231,7 +230,8 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
         target_sr: Sampling rate in Hz that clips are resampled to; channels are mixed down by their mean.
         max_duration: Seconds of a clip that are kept; what follows is not decoded.
         dtype: How frames lie at rest: "float32", or "int16" at half the size. Served is float32 in [-1, 1].
-        pad_to: Batches are padded to their "longest" clip, or to "max" (`max_duration`).
+        pad_to: Batches are padded to their "longest" clip, or to "max" (`max_duration`), which what a `transform` gives
+            must then fit into.
         captions: Of several captions the "first", a "random" one (another each epoch, seeded), or "all" as a list.
         on_error: A failed sample is served as a second of silence with `valid` False ("placeholder"), is left out
             ("skip"), or ends the load ("raise").
@@ -258,8 +258,6 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
         (torch.Size([16000]), 16000)
     """
 
-    _SPEC = AudioSpec
-
     def __init__(
         self,
         hf_dataset: Any,
@@ -282,21 +280,22 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
         num_threads: int | None = None,
         progress: bool = True,
     ) -> None:
-        check_on_error(on_error)
-        spec = AudioSpec(target_sr, max_duration, dtype)
+        request = LoadRequest(
+            spec=AudioSpec(target_sr, max_duration, dtype),
+            fetch=fetch,
+            on_error=on_error,
+            num_threads=num_threads,
+            progress=progress,
+            memory_limit=memory_limit,
+            cache_dir=cache_dir,
+        )
         serving = AudioServing(
             captions=captions, output=output, transform=transform, batch_transform=batch_transform, pad_to=pad_to
         )
         super().__init__(
-            LoadRequest(
-                spec=spec,
-                memory_limit=None if memory_limit is None else parse_bytes(memory_limit),
+            replace(
+                request,
                 reader=open_rows(hf_dataset, media_col=audio_col, txt_col=txt_col, max_samples=max_samples),
-                fetch=fetch,
-                on_error=on_error,
-                num_threads=num_threads,
-                progress=progress,
-                cache_dir=cache_dir,
                 job=detect_job(),
             ),
             serving,
@@ -324,7 +323,7 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
             ConfigError: An argument cannot work.
             TypeError: There is no such argument.
 
-        Cost: reads the captions of up to 128 rows.
+        Cost: reads up to 128 rows, for the length of their captions.
 
         Example:
             >>> InMemoryAudioTextDataset.plan([{"audio": "a.wav", "caption": ""}] * 500, dtype="int16").is_upper_bound
@@ -335,7 +334,7 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
             LoadRequest(
                 reader=open_rows(hf_dataset, media_col=audio_col, txt_col=txt_col, max_samples=max_samples),
                 spec=AudioSpec(target_sr, max_duration, dtype),
-                memory_limit=None if memory_limit is None else parse_bytes(memory_limit),
+                memory_limit=memory_limit,
             )
         )
 
@@ -367,11 +366,12 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
             StoreError: It is no complete dataset of clips, or of another version, or altered.
             LoadError: It holds failed samples and `on_error` is "raise".
         """
-        check_on_error(on_error)
         return cls._load(
             directory,
             verify=verify,
-            request={"on_error": on_error, "fetch": fetch, "num_threads": num_threads, "progress": progress},
+            request=LoadRequest(
+                spec=AudioSpec(), fetch=fetch, on_error=on_error, num_threads=num_threads, progress=progress
+            ),
             serving=AudioServing(
                 captions=captions, output=output, transform=transform, batch_transform=batch_transform, pad_to=pad_to
             ),

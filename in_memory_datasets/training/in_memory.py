@@ -14,18 +14,12 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from typing_extensions import Self
 
-from in_memory_datasets.build import LoadRequest, OnError, load, retry
+from in_memory_datasets.build import LoadRequest, load, retry
 from in_memory_datasets.errors import LoadError, StoreError
-from in_memory_datasets.schema import (
-    LoadReport,
-)
+from in_memory_datasets.schema import LoadReport
 from in_memory_datasets.store import FAILED, LOADED, Store, open_store, save_store
 from in_memory_datasets.training.captions import CaptionTurns
-from in_memory_datasets.training.serving import (
-    AudioServing,
-    Books,
-    ImageServing,
-)
+from in_memory_datasets.training.serving import AudioServing, Books, ImageServing
 
 ServingT = TypeVar("ServingT", bound="ImageServing | AudioServing")
 
@@ -38,8 +32,6 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
         failed_indices: Row numbers of the samples that failed, ascending.
         nbytes: Bytes held at rest: media, captions and bookkeeping.
     """
-
-    _SPEC: type  # what samples of this class are turned into
 
     def __init__(self, request: LoadRequest, serving: ServingT) -> None:
         store, report = load(request)
@@ -65,24 +57,24 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
         self._slots = np.flatnonzero(status == LOADED) if self._request.on_error == "skip" else np.arange(len(status))
 
     @classmethod
-    def _load(
-        cls, directory: str | os.PathLike[str], *, verify: bool, request: dict[str, Any], serving: ServingT
-    ) -> Self:
+    def _load(cls, directory: str | os.PathLike[str], *, verify: bool, request: LoadRequest, serving: ServingT) -> Self:
+        """Open a directory; of `request.spec` only the kind counts, the rest is the store's to say."""
         store = open_store(directory)
-        full = LoadRequest(reader=None, spec=store.spec, **request)
         try:
-            report = cls._check(directory, store, verify=verify, on_error=full.on_error)
+            report = cls._check(directory, store, request, verify=verify)
         except BaseException:
             store.close()
             raise
         dataset = cls.__new__(cls)
-        dataset._open(full, serving, store, report)
+        dataset._open(replace(request, spec=store.spec), serving, store, report)
         return dataset
 
     @classmethod
-    def _check(cls, directory: str | os.PathLike[str], store: Store, *, verify: bool, on_error: OnError) -> LoadReport:
+    def _check(
+        cls, directory: str | os.PathLike[str], store: Store, request: LoadRequest, *, verify: bool
+    ) -> LoadReport:
         place = os.fspath(directory)
-        if not isinstance(store.spec, cls._SPEC):
+        if not isinstance(store.spec, type(request.spec)):
             raise StoreError(f"{place} holds samples of {store.spec}, which {cls.__name__} does not serve")
         if verify and (bad := store.verify()):
             raise StoreError(
@@ -90,7 +82,7 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
                 "load the dataset again from its sources"
             )
         report = store.table.report(seconds=0.0, bytes_fetched=0, nbytes=store.nbytes)
-        if on_error == "raise" and report.failures:
+        if request.on_error == "raise" and report.failures:
             raise LoadError(f"{place} holds failed samples; the first is {report.failures[0]}")
         return report
 
@@ -161,7 +153,7 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
         Sources that can be had no more (bytes of a dataset that was opened from a directory) stay failed.
 
         Raises:
-            MemoryLimitError: Clips must be packed anew and there is no room for that.
+            MemoryLimitError: Clips in memory must be packed anew and there is no room for that.
         """
         store, report = retry(self._request, self._store, attempt=self._num_retries)
         self._num_retries += 1

@@ -19,7 +19,7 @@ from in_memory_datasets.decode import decode_audio, decode_image
 from in_memory_datasets.errors import ConfigError, LoadError, SampleError
 from in_memory_datasets.fetch import Fetcher
 from in_memory_datasets.rows import ColumnSpec, open_rows
-from in_memory_datasets.schema import AudioSpec, FetchOptions, ImageSpec, Resize, Row
+from in_memory_datasets.schema import AudioSpec, FetchOptions, ImageSpec, Resize, Row, check_choice
 from in_memory_datasets.training.batches import AudioBatch, ImageBatch
 from in_memory_datasets.training.captions import Captions, CaptionTurns
 from in_memory_datasets.training.serving import (
@@ -31,7 +31,6 @@ from in_memory_datasets.training.serving import (
     ImageServing,
     PadTo,
     Transform,
-    check_on_error,
     silence,
 )
 
@@ -57,7 +56,7 @@ class OnTheFlyDataset(Dataset[Any], Generic[SpecT, ServingT]):
         on_error: OnTheFlyOnError,
         fetch: FetchOptions,
     ) -> None:
-        check_on_error(on_error, ("placeholder", "raise"))
+        check_choice("on_error", on_error, ("placeholder", "raise"))
         hf_dataset, media_col, txt_col, max_samples = rows
         self._reader = open_rows(hf_dataset, media_col=media_col, txt_col=txt_col, max_samples=max_samples)
         if not self._reader.random_access or self._reader.num_rows is None:

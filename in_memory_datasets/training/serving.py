@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from in_memory_datasets.errors import ConfigError
-from in_memory_datasets.schema import AudioSpec
+from in_memory_datasets.schema import AudioSpec, check_choice
 from in_memory_datasets.training.batches import AudioBatch, ImageBatch, pad_clips, stack_images, to_pictures
 from in_memory_datasets.training.captions import Captions
 
@@ -55,7 +55,7 @@ class ImageServing:
     batch_transform: Transform | None = None
 
     def __post_init__(self) -> None:
-        _check_choice("output", self.output, ("torch", "numpy", "pil"))
+        check_choice("output", self.output, ("torch", "numpy", "pil"))
         _check_common(self.captions, self.transform, self.batch_transform)
         if self.output == "pil" and self.batch_transform is not None:
             raise ConfigError('batch_transform works on a tensor and output="pil" gives pictures: use transform')
@@ -84,7 +84,11 @@ class ImageServing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AudioServing:
-    """How clips are served; the arguments are the datasets' own."""
+    """How clips are served; the arguments are the datasets' own.
+
+    Raises:
+        ValueError: While serving: transforms gave what cannot be padded into one batch.
+    """
 
     captions: Captions = "first"
     output: AudioOutput = "torch"
@@ -93,8 +97,8 @@ class AudioServing:
     pad_to: PadTo = "longest"
 
     def __post_init__(self) -> None:
-        _check_choice("output", self.output, ("torch", "numpy"))
-        _check_choice("pad_to", self.pad_to, ("longest", "max"))
+        check_choice("output", self.output, ("torch", "numpy"))
+        check_choice("pad_to", self.pad_to, ("longest", "max"))
         _check_common(self.captions, self.transform, self.batch_transform)
 
     def batch(self, clips: Sequence[NDArray[Any]], books: Books, *, spec: AudioSpec) -> AudioBatch:
@@ -105,7 +109,7 @@ class AudioServing:
             waves = [to_waveform(clip) for clip in clips]
             outputs = [torch.from_numpy(wave) for wave in waves] if self.output == "torch" else waves
             transformed = [self.transform(wave) for wave in outputs]
-            audio, lengths = pad_clips(transformed)
+            audio, lengths = pad_clips(transformed, self._frames_of_batch(transformed, spec))
         num_frames = audio.shape[-1]
         if self.batch_transform is not None:
             audio = self.batch_transform(audio)
@@ -116,6 +120,18 @@ class AudioServing:
             padded=getattr(audio, "shape", (0,))[-1] == num_frames,
             **books.tensors(),
         )
+
+    def _frames_of_batch(self, transformed: Sequence[Any], spec: AudioSpec) -> int | None:
+        """Give what a transform's clips are padded to; None for the longest of them."""
+        if self.pad_to == "longest":
+            return None
+        shapes = {tuple(clip.shape) for clip in transformed if clip.ndim != 1 or len(clip) > spec.max_frames}
+        if shapes:
+            raise ValueError(
+                f'pad_to="max" pads waveforms to the {spec.max_frames:,} frames of max_duration, and transform gave '
+                f'shapes {sorted(shapes)}: take pad_to="longest", or make features in batch_transform'
+            )
+        return spec.max_frames
 
     def _pad(self, clips: Sequence[NDArray[Any]], spec: AudioSpec) -> tuple[Any, torch.Tensor]:
         lengths = [len(clip) for clip in clips]
@@ -143,22 +159,8 @@ def to_waveform(clip: NDArray[Any], out: NDArray[np.float32] | None = None) -> N
     return out
 
 
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name}={value!r}: choose {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}")
-
-
 def _check_common(captions: object, transform: object, batch_transform: object) -> None:
-    _check_choice("captions", captions, ("first", "random", "all"))
+    check_choice("captions", captions, ("first", "random", "all"))
     for name, function in (("transform", transform), ("batch_transform", batch_transform)):
         if function is not None and not callable(function):
             raise ConfigError(f"{name}={function!r}: expected a callable or None")
-
-
-def check_on_error(on_error: object, choices: tuple[str, ...] = ("placeholder", "skip", "raise")) -> None:
-    """Refuse a policy there is not.
-
-    Raises:
-        ConfigError: With the ones there are.
-    """
-    _check_choice("on_error", on_error, choices)

@@ -19,13 +19,11 @@ SIZES = (1, 1000, 300_000)
 
 
 class FetchContract:
-    """Subclassed for every kind of source; `sources` gives one that serves the bytes, `missing` one that is not."""
+    """Subclassed for every kind of source.
 
-    missing: Source | None = None
-
-    @pytest.fixture
-    def sources(self, tmp_path: Path) -> Iterator[dict[int, Source]]:
-        raise NotImplementedError
+    A subclass has the fixtures `sources`, which are `make_bytes` of each of `SIZES`, and `odd_sources`, by the reason
+    they are refused for.
+    """
 
     @pytest.fixture
     def fetcher(self) -> Iterator[Fetcher]:
@@ -56,10 +54,12 @@ class FetchContract:
             assert isinstance(error, FetchError)
             assert error.reason == reason
 
-    def test_a_missing_source_is_a_failure_in_the_future(self, fetcher: Fetcher, sources: dict[int, Source]) -> None:
-        if self.missing is None:
-            pytest.skip("inline bytes are never missing")
-        error = fetcher.submit(self.missing).exception(30)
+
+class OutsideFetchContract(FetchContract):
+    """What is promised besides of sources that lie elsewhere; a subclass has the fixture `missing`, one that is not."""
+
+    def test_a_missing_source_is_a_failure_in_the_future(self, fetcher: Fetcher, missing: Source) -> None:
+        error = fetcher.submit(missing).exception(30)
         assert isinstance(error, FetchError)
         assert error.reason in ("not_found", "http_404")
         assert error.stage == "fetch"
@@ -80,8 +80,10 @@ class TestInlineBytes(FetchContract):
         return {"empty": Source("bytes", b""), "too_large": Source("bytes", bytes(300_001))}
 
 
-class TestLocalFiles(FetchContract):
-    missing = Source("path", "/no/such/file.jpg")
+class TestLocalFiles(OutsideFetchContract):
+    @pytest.fixture
+    def missing(self) -> Source:
+        return Source("path", "/no/such/file.jpg")
 
     @pytest.fixture
     def sources(self, tmp_path: Path) -> dict[int, Source]:
@@ -96,8 +98,10 @@ class TestLocalFiles(FetchContract):
         return {name: Source("path", str(tmp_path / name)) for name in ("empty", "too_large")}
 
 
-class TestObjectStore(FetchContract):
-    missing = Source("fsspec", "memory://contract/none")
+class TestObjectStore(OutsideFetchContract):
+    @pytest.fixture
+    def missing(self) -> Source:
+        return Source("fsspec", "memory://contract/none")
 
     @pytest.fixture
     def sources(self) -> Iterator[dict[int, Source]]:
@@ -121,15 +125,18 @@ class _Handler(QuietHandler):
         self.send_body(None if self.path == "/none" else make_bytes(int(self.path[1:])))
 
 
-class TestHttp(FetchContract):
+class TestHttp(OutsideFetchContract):
     @pytest.fixture
     def base_url(self) -> Iterator[str]:
         with LocalServer(_Handler) as server:
             yield server.url
 
     @pytest.fixture
+    def missing(self, base_url: str) -> Source:
+        return Source("url", f"{base_url}/none")
+
+    @pytest.fixture
     def sources(self, base_url: str) -> dict[int, Source]:
-        self.missing = Source("url", f"{base_url}/none")
         return {size: Source("url", f"{base_url}/{size}") for size in SIZES}
 
     @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import subprocess
@@ -330,15 +329,6 @@ class TestRepeatableIterable(TestTorchStream):
     def test_it_can_be_read_again(self) -> None:
         reader = self.open()
         assert self.read(reader) == self.read(reader)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def light_collections() -> Iterator[None]:
-    """Spare the collector torch and datasets, which it would walk through after each of these many small tests."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def implementations(contract: type[RowsContract] = RowsContract) -> set[type[RowsContract]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import json
 import subprocess
@@ -20,6 +19,7 @@ from PIL import Image, ImageOps
 
 from in_memory_datasets import FetchOptions, InMemoryAudioTextDataset, InMemoryImageTextDataset
 from tests.conftest import ROOT
+from tests.real.tables import read_table
 from tests.serving import LocalServer, QuietHandler
 
 LOOPBACK = FetchOptions(allow_private_addresses=True)
@@ -29,11 +29,6 @@ LOOPBACK = FetchOptions(allow_private_addresses=True)
 def url(corpora: Path) -> Iterator[str]:
     with LocalServer(functools.partial(QuietHandler, directory=str(corpora))) as server:
         yield server.url
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def reference_image(path: Path) -> NDArray[np.uint8]:

@@ -205,6 +205,23 @@ def test_retrying_works_on_a_dataset_opened_from_a_directory(tmp_path: Path) -> 
         assert dataset.failed_indices == []
 
 
+def test_retrying_clips_in_memory_needs_room_for_packing_and_in_a_directory_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = tmp_path / "lost.wav"
+    rows = [{"audio": wav(100), "caption": ""}, {"audio": str(lost), "caption": ""}]
+    with InMemoryAudioTextDataset(rows, target_sr=8000) as dataset:
+        dataset.save(tmp_path / "saved")
+        lost.write_bytes(wav(200))
+        monkeypatch.setattr("in_memory_datasets.build.free_memory", lambda: (dataset.nbytes - 1, "machine"))
+        with pytest.raises(MemoryLimitError, match="save the dataset to a directory and retry it there"):
+            dataset.retry_failed()
+        assert dataset.failed_indices == [1]
+        assert len(dataset[0]["audio"]) == 100
+        with InMemoryAudioTextDataset.load(tmp_path / "saved") as saved:
+            assert saved.retry_failed().num_failed == 0
+
+
 def test_a_cache_is_attached_to_without_reading_a_source(files: list[str], tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     with InMemoryImageTextDataset(rows_of(files), image_size=SIZE, cache_dir=cache) as dataset:
@@ -266,6 +283,20 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_impossible_arguments_are_refused_with_the_choices(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         InMemoryImageTextDataset(rows_of(["/never/read.png"]), **arguments)
+
+
+@pytest.mark.parametrize("argument", [{"on_error": "ignore"}, {"num_threads": 0}, {"memory_limit": "lots"}])
+def test_an_iterator_loses_no_row_to_an_impossible_argument(argument: dict[str, Any]) -> None:
+    rows = iter(rows_of([png(1), png(2)]))
+    with pytest.raises(ConfigError):
+        InMemoryImageTextDataset(rows, image_size=SIZE, **argument)
+    with InMemoryImageTextDataset(rows, image_size=SIZE) as dataset:
+        assert levels(dataset) == [1, 2]
+
+
+def test_opening_refuses_impossible_arguments_before_it_looks_at_the_directory() -> None:
+    with pytest.raises(ConfigError, match="num_threads=0"):
+        InMemoryImageTextDataset.load("/not/there", num_threads=0)
 
 
 def test_a_load_leaves_no_thread_behind(files: list[str]) -> None:

@@ -4,7 +4,6 @@ import io
 import struct
 import subprocess
 import sys
-import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +15,7 @@ from in_memory_datasets.decode import decode_audio
 from in_memory_datasets.decode.audio_formats import extension, looks_like_text, sniff_audio
 from in_memory_datasets.errors import DecodeError, MissingExtraError
 from in_memory_datasets.schema import AudioSpec
+from tests.making import check_threads_agree
 
 SPEC = AudioSpec(target_sr=16_000, max_duration=30.0)
 
@@ -326,19 +326,7 @@ def test_tensors_lists_and_decoder_objects_are_clips():
 
 def test_threads_agree_bit_for_bit():
     data = [encoded(chord(1.0 + i / 10, channels=2), kind=kind) for i, kind in enumerate(["WAV", "FLAC", "OGG", "MP3"])]
-    alone = [decode_audio(each, spec=SPEC) for each in data]
-    together: list[list[np.ndarray]] = [[] for _ in range(4)]
-
-    def work(results):
-        results.extend(decode_audio(each, spec=SPEC) for each in data)
-
-    threads = [threading.Thread(target=work, args=(results,)) for results in together]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for results in together:
-        assert all((one == other).all() for one, other in zip(alone, results, strict=True))
+    check_threads_agree(lambda each: decode_audio(each, spec=SPEC), data)
 
 
 def test_a_damaged_header_prints_nothing():

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from in_memory_datasets.decode import decode_image
 from in_memory_datasets.errors import DecodeError
 from in_memory_datasets.schema import ImageSpec
+from tests.making import check_threads_agree
 
 WIDTH, HEIGHT = 96, 64
 SAME = ImageSpec((WIDTH, HEIGHT))
@@ -387,19 +388,7 @@ def test_threads_agree_bit_for_bit():
     data = [
         encoded(Image.fromarray(scene(300 + 10 * i, 200)), kind) for i, kind in enumerate(["JPEG", "PNG", "WEBP"] * 4)
     ]
-    alone = [decode_image(each, spec=SAME) for each in data]
-    together: list[list[np.ndarray]] = [[] for _ in range(4)]
-
-    def work(results):
-        results.extend(decode_image(each, spec=SAME) for each in data)
-
-    threads = [threading.Thread(target=work, args=(results,)) for results in together]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for results in together:
-        assert all((one == other).all() for one, other in zip(alone, results, strict=True))
+    check_threads_agree(lambda each: decode_image(each, spec=SAME), data)
 
 
 def test_importing_the_package_imports_no_decoder():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,12 +63,27 @@ def test_what_is_no_readable_file_has_a_reason(fetcher: Fetcher, tmp_path: Path)
     assert fail(fetcher, Source("path", "/dev/zero")).reason == "unreadable"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission_has_a_reason(fetcher: Fetcher, tmp_path: Path) -> None:
-    path = tmp_path / "locked"
-    path.write_bytes(b"abc")
-    path.chmod(0)
-    assert fail(fetcher, Source("path", str(path))).reason == "permission"
+@pytest.fixture
+def locked_file() -> Iterator[Path]:
+    """Make a file that may be seen and not read, also where the tests run as root."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)  # those of tmp_path are closed to everybody but their owner
+        path = Path(directory) / "locked"
+        path.write_bytes(b"abc")
+        path.chmod(0)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65_534)  # nobody, in all threads
+        try:
+            yield path
+        finally:
+            os.seteuid(user)
+
+
+def test_a_file_without_permission_has_a_reason(fetcher: Fetcher, locked_file: Path) -> None:
+    error = fail(fetcher, Source("path", str(locked_file)))
+    assert error.reason == "permission"
+    assert "Permission denied" in str(error)
 
 
 def test_the_message_names_file_problem_and_way_out(fetcher: Fetcher, tmp_path: Path) -> None:

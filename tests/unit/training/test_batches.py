@@ -75,6 +75,20 @@ def test_pad_to_max_gives_every_batch_the_same_length() -> None:
     assert batch[0]["audio"].shape == (3,)
 
 
+def test_pad_to_max_holds_for_transformed_waveforms_too() -> None:
+    serving = AudioServing(pad_to="max", transform=lambda wave: wave[1:])
+    batch = serving.batch([np.ones(3, np.float32)], make_books(1), spec=AudioSpec(10, 1.0))
+    assert batch.audio.tolist() == [[1, 1, *[0] * 8]]
+    assert batch.lengths.tolist() == [2]
+
+
+@pytest.mark.parametrize("transform", [lambda wave: wave.repeat(4), lambda wave: wave.reshape(1, -1)])
+def test_pad_to_max_refuses_what_a_transform_made_longer_or_no_waveform(transform: Any) -> None:
+    serving = AudioServing(pad_to="max", transform=transform)
+    with pytest.raises(ValueError, match=r"the 10 frames of max_duration.*shapes \[\(.*batch_transform"):
+        serving.batch([np.ones(3, np.float32)], make_books(1), spec=AudioSpec(10, 1.0))
+
+
 def test_int16_at_rest_is_served_as_float32() -> None:
     clips = [np.array([-32768, 0, 16384], np.int16)]
     batch = AudioServing().batch(clips, make_books(1), spec=AudioSpec(10, 1.0, "int16"))
