@@ -197,12 +197,12 @@ def _find_target(url: URL, location: str | None) -> URL:
 
 
 def default_user_agent() -> str:
-    """Name this library and its version."""
+    """Name this library, its version and where to read about it."""
     try:
         version = metadata.version("in-memory-datasets")
     except metadata.PackageNotFoundError:  # run from a checkout
         version = "0"
-    return f"in-memory-datasets/{version}"
+    return f"in-memory-datasets/{version} (+https://pypi.org/project/in-memory-datasets/)"
 
 
 class _ThreadResolver(AbstractResolver):
