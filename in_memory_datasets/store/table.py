@@ -170,21 +170,29 @@ class RowTable:
         text = self._text_of_caption
         return int(np.count_nonzero(text[stop] == text[first])) if self.num_rows else 0
 
-    def num_captions(self, slot: int) -> int:
-        """Count the captions of one row."""
-        return int(self._caption_of_slot[slot + 1] - self._caption_of_slot[slot])
+    def num_captions(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Count the captions of rows."""
+        return np.asarray(self._caption_of_slot[slots + 1] - self._caption_of_slot[slots])
 
-    def caption(self, slot: int, number: int = 0) -> str:
-        """Give one caption of a row; "" where it has none."""
-        caption = int(self._caption_of_slot[slot])
-        if caption + number >= self._caption_of_slot[slot + 1]:
-            return ""
-        start, stop = self._text_of_caption[caption + number], self._text_of_caption[caption + number + 1]
-        return str(self._text[start:stop], "utf-8")
+    def caption(self, slots: NDArray[np.int64], numbers: NDArray[np.int64] | None = None) -> list[str]:
+        """Give one caption of each of some rows; "" for a row that has none.
+
+        Args:
+            slots: int64, shape (B,).
+            numbers: Which of its captions each row gives, int64 (B,); None for the first.
+        """
+        chosen, ends = self._caption_of_slot[slots], self._caption_of_slot[slots + 1]
+        if numbers is not None:
+            chosen = chosen + numbers
+        # the caption behind a row's last is another row's: it is cut to no length
+        starts, stops = self._text_of_caption[chosen], self._text_of_caption[np.minimum(chosen + 1, ends)]
+        text = self._text
+        return [str(text[start:stop], "utf-8") for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
 
     def captions(self, slot: int) -> list[str]:
         """Give all captions of a row, in order."""
-        return [self.caption(slot, number) for number in range(self.num_captions(slot))]
+        slots = np.full(int(self.num_captions(np.array([slot]))[0]), slot)
+        return self.caption(slots, np.arange(len(slots)))
 
     def source(self, slot: int) -> str:
         """Give where the sample came from, without credentials."""

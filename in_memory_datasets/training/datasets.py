@@ -9,6 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from typing_extensions import Self
 
 from in_memory_datasets.build import LoadRequest, OnError, plan
@@ -21,8 +23,8 @@ from in_memory_datasets.schema import (
     MemoryPlan,
     Resize,
 )
+from in_memory_datasets.store import LOADED
 from in_memory_datasets.training.batches import AudioBatch, ImageBatch
-from in_memory_datasets.training.captions import Captions
 from in_memory_datasets.training.in_memory import InMemoryDataset
 from in_memory_datasets.training.job import detect_job
 from in_memory_datasets.training.serving import (
@@ -33,8 +35,9 @@ from in_memory_datasets.training.serving import (
     ImageServing,
     PadTo,
     Transform,
-    silence,
+    clip_spec,
 )
+from in_memory_datasets.training.turns import Captions, Crop
 
 
 class InMemoryImageTextDataset(InMemoryDataset[ImageServing]):
@@ -205,14 +208,12 @@ class InMemoryImageTextDataset(InMemoryDataset[ImageServing]):
 
         Cost: one copy of B · H · W · 3 bytes.
         """
-        slots, books = self._find_slots(indices)
-        images = self._store.images
-        assert images is not None
-        buffer = self._serving.buffer((len(slots), *images.shape[1:]))
-        np.take(images, slots, axis=0, out=buffer, mode="clip")  # the default mode copies through a second buffer
-        if not books.valid.all():
-            buffer[~books.valid] = PLACEHOLDER_GREY
-        return self._serving.batch(buffer, books)
+        _, _, books = self._find_slots(indices)
+        books = books.to(self._device)
+        images = self._samples().images(books.indices)
+        if self._any_failed and not books.valid.all():
+            images[~books.valid] = PLACEHOLDER_GREY
+        return self._serving.batch(images, books)
 
 
 class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
@@ -228,10 +229,13 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
         txt_col: The column of captions, likewise.
         max_samples: Rows to take from the front; None takes all.
         target_sr: Sampling rate in Hz that clips are resampled to; channels are mixed down by their mean.
-        max_duration: Seconds of a clip that are kept; what follows is not decoded.
+        max_duration: Seconds of a clip that are served, from its start; what follows is neither decoded nor kept.
         dtype: How frames lie at rest: "float32", or "int16" at half the size. Served is float32 in [-1, 1].
         pad_to: Batches are padded to their "longest" clip, or to "max" (`max_duration`), which what a `transform` gives
             must then fit into.
+        crop: Of a clip longer than `max_duration` the "start" is served, or a "random" part (another each epoch,
+            seeded), for which more of it is kept at rest.
+        keep_duration: Seconds of a clip that are kept with `crop="random"`; None for four times `max_duration`.
         captions: Of several captions the "first", a "random" one (another each epoch, seeded), or "all" as a list.
         on_error: A failed sample is served as a second of silence with `valid` False ("placeholder"), is left out
             ("skip"), or ends the load ("raise").
@@ -269,6 +273,8 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
         *,
         dtype: AudioDtype = "float32",
         pad_to: PadTo = "longest",
+        crop: Crop = "start",
+        keep_duration: float | None = None,
         captions: Captions = "first",
         on_error: OnError = "placeholder",
         output: AudioOutput = "torch",
@@ -281,7 +287,7 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
         progress: bool = True,
     ) -> None:
         request = LoadRequest(
-            spec=AudioSpec(target_sr, max_duration, dtype),
+            spec=clip_spec(target_sr, max_duration, dtype, crop, keep_duration),
             fetch=fetch,
             on_error=on_error,
             num_threads=num_threads,
@@ -290,7 +296,13 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
             cache_dir=cache_dir,
         )
         serving = AudioServing(
-            captions=captions, output=output, transform=transform, batch_transform=batch_transform, pad_to=pad_to
+            captions=captions,
+            output=output,
+            transform=transform,
+            batch_transform=batch_transform,
+            pad_to=pad_to,
+            crop=crop,
+            window_seconds=max_duration,
         )
         super().__init__(
             replace(
@@ -312,6 +324,8 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
         max_duration: float = 30.0,
         *,
         dtype: AudioDtype = "float32",
+        crop: Crop = "start",
+        keep_duration: float | None = None,
         memory_limit: int | str | None = None,
         **others: Any,
     ) -> MemoryPlan:
@@ -333,7 +347,7 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
         return plan(
             LoadRequest(
                 reader=open_rows(hf_dataset, media_col=audio_col, txt_col=txt_col, max_samples=max_samples),
-                spec=AudioSpec(target_sr, max_duration, dtype),
+                spec=clip_spec(target_sr, max_duration, dtype, crop, keep_duration),
                 memory_limit=memory_limit,
             )
         )
@@ -345,6 +359,8 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
         *,
         verify: bool = False,
         pad_to: PadTo = "longest",
+        crop: Crop = "start",
+        max_duration: float | None = None,
         captions: Captions = "first",
         on_error: OnError = "placeholder",
         output: AudioOutput = "torch",
@@ -359,6 +375,7 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
         Args:
             directory: Where it lies.
             verify: Whether to compare every sample with its checksum first, which reads everything.
+            max_duration: Seconds of a clip that are served; None for all that is kept there.
 
         The other arguments are those of the class; `fetch`, `num_threads` and `progress` are for `retry_failed`.
 
@@ -373,7 +390,13 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
                 spec=AudioSpec(), fetch=fetch, on_error=on_error, num_threads=num_threads, progress=progress
             ),
             serving=AudioServing(
-                captions=captions, output=output, transform=transform, batch_transform=batch_transform, pad_to=pad_to
+                captions=captions,
+                output=output,
+                transform=transform,
+                batch_transform=batch_transform,
+                pad_to=pad_to,
+                crop=crop,
+                window_seconds=max_duration,
             ),
         )
 
@@ -392,11 +415,44 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
 
         Cost: one copy of B · T · 4 bytes.
         """
-        slots, books = self._find_slots(indices)
-        store, spec = self._store, self._store.spec
+        slots, draws, books = self._find_slots(indices)
+        media, serving, spec = self._samples(), self._serving, self._spec
+        offsets = self._store.offsets
+        assert offsets is not None
+        starts, lengths = serving.cut(offsets[slots + 1] - offsets[slots], draws, spec)
+        failed = ~books.valid.numpy()
+        starts = np.where(failed, -1, offsets[slots] + starts)
+        lengths[failed] = serving.placeholder_frames(spec)
+        if serving.transform is not None:
+            each = zip(starts.tolist(), lengths.tolist(), strict=True)
+            clips = [media.clips([start], [length], length)[0] for start, length in each]
+            return serving.batch(clips, books.to(self._device), spec=spec)
+        num_frames = serving.max_frames(spec) if serving.pad_to == "max" else int(lengths.max(initial=0))
+        audio = media.clips(starts.tolist(), lengths.tolist(), num_frames)
+        frames = torch.from_numpy(lengths).to(self._device)
+        return serving.padded(audio, frames, books.to(self._device), spec=spec)
+
+    @property
+    def _spec(self) -> AudioSpec:
+        spec = self._store.spec
         assert isinstance(spec, AudioSpec)
-        clips = [
-            store.sample(slot) if valid else silence(spec)
-            for slot, valid in zip(slots.tolist(), books.valid.tolist(), strict=True)
-        ]
-        return self._serving.batch(clips, books, spec=spec)
+        return spec
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Frames of each sample as it is served, by position: int64, shape (len(dataset),)."""
+        offsets, table = self._store.offsets, self._store.table
+        assert offsets is not None
+        lengths = np.minimum(np.diff(offsets), self._serving.max_frames(self._spec))
+        lengths[table.status != LOADED] = self._serving.placeholder_frames(self._spec)
+        return np.asarray(lengths[self._slots])
+
+    @property
+    def sampling_rate(self) -> int:
+        """Sampling rate of the clips, in Hz."""
+        return self._spec.target_sr
+
+    @property
+    def pad_to(self) -> PadTo:
+        """What batches are padded to: their "longest" clip, or "max"."""
+        return self._serving.pad_to

@@ -11,17 +11,20 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 from typing_extensions import Self
 
 from in_memory_datasets.build import LoadRequest, load, retry
-from in_memory_datasets.errors import LoadError, StoreError
+from in_memory_datasets.errors import ConfigError, LoadError, StoreError
 from in_memory_datasets.schema import LoadReport
 from in_memory_datasets.store import FAILED, LOADED, Store, open_store, save_store
-from in_memory_datasets.training.captions import CaptionTurns
+from in_memory_datasets.training.media import DeviceMedia, HostMedia
 from in_memory_datasets.training.serving import AudioServing, Books, ImageServing
+from in_memory_datasets.training.turns import Draws, Turns
 
 ServingT = TypeVar("ServingT", bound="ImageServing | AudioServing")
+
+_CPU = torch.device("cpu")
 
 
 class InMemoryDataset(Dataset[Any], Generic[ServingT]):
@@ -41,20 +44,22 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
         self._request = request
         self._serving = serving
         self._num_retries = 0
-        self._turns: CaptionTurns | None = None
-        if serving.captions == "random":
-            self._turns = CaptionTurns(store.num_samples, seed=torch.initial_seed())
+        self._device = _CPU
+        self._turns = Turns(store.num_samples, seed=torch.initial_seed()) if serving.by_chance else None
         self._take(store, report)
 
     def _take(self, store: Store, report: LoadReport) -> None:
         self._store = store
+        self._media: HostMedia | DeviceMedia | None = None
         self._seconds, self._bytes_fetched = report.seconds, report.bytes_fetched
         self._index_slots()
 
     def _index_slots(self) -> None:
         """Note which slots are served: all of them, or with on_error="skip" the loaded ones."""
         status = self._store.table.status
-        self._slots = np.flatnonzero(status == LOADED) if self._request.on_error == "skip" else np.arange(len(status))
+        loaded = np.flatnonzero(status == LOADED)
+        self._slots = loaded if self._request.on_error == "skip" else np.arange(len(status))
+        self._any_failed = len(loaded) < len(self._slots)
 
     @classmethod
     def _load(cls, directory: str | os.PathLike[str], *, verify: bool, request: LoadRequest, serving: ServingT) -> Self:
@@ -102,23 +107,62 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
     def __len__(self) -> int:
         return len(self._slots)
 
-    def _find_slots(self, indices: Sequence[int]) -> tuple[NDArray[np.int64], Books]:
+    def _samples(self) -> HostMedia | DeviceMedia:
+        """Give the samples where they are served from; to a device they are copied when the first is asked for."""
+        if self._media is None:
+            store = self._store
+            samples = store.frames if store.images is None else store.images
+            assert samples is not None
+            if self._device == _CPU:
+                self._media = HostMedia(samples)
+            elif get_worker_info() is None:
+                self._media = DeviceMedia.copy_of(samples, self._device)
+            else:
+                raise ConfigError(
+                    f"this dataset lies on {self._device}, and worker processes would each copy it there: take "
+                    "num_workers=0, which is the fast way for it, or the dataset that to() was called on"
+                )
+        return self._media
+
+    def to(self, device: str | torch.device) -> Self:
+        """Give the dataset with its samples on a device, where batches are gathered and come out.
+
+        The samples are copied there at once. Rows and captions stay in memory, and so do the samples, for saving and
+        for the other processes of the machine; `to("cpu")` gives a dataset that serves from there, without a copy.
+        Use it with `num_workers=0` and without `pin_memory`.
+
+        Raises:
+            ConfigError: Arrays and pictures were asked for, which are on no device.
+            MemoryLimitError: The samples do not fit there; with both numbers.
+
+        Cost: one copy of all samples; afterwards a batch costs one gather on the device.
+        """
+        there = torch.device(device)
+        if there.type != "cpu" and self._serving.output != "torch":
+            raise ConfigError(f'output={self._serving.output!r} is never on a device: take output="torch" for {there}')
+        clone = type(self).__new__(type(self))
+        clone.__dict__.update(self.__dict__, _device=there, _media=None)
+        clone._samples()
+        return clone
+
+    def _find_slots(self, indices: Sequence[int]) -> tuple[NDArray[np.int64], Draws | None, Books]:
         table = self._store.table
         num_samples = len(self._slots)
-        positions = np.asarray(indices, dtype=np.int64)
-        if positions.size and not (-num_samples <= positions.min() and positions.max() < num_samples):
-            wrong = next(i for i in positions.tolist() if not -num_samples <= i < num_samples)
-            raise IndexError(f"sample {wrong} of a dataset of {num_samples:,}")
-        slots = self._slots[positions]
-        captions: list[str | list[str]]
-        if self._serving.captions == "first":
-            captions = [table.caption(slot) for slot in slots.tolist()]
-        elif self._turns is not None:
-            turns = self._turns
-            captions = [table.caption(slot, turns.take(slot, table.num_captions(slot))) for slot in slots.tolist()]
-        else:
+        try:
+            slots = self._slots[np.asarray(indices, dtype=np.int64)]
+        except IndexError:
+            wrong = next(int(index) for index in indices if not -num_samples <= index < num_samples)
+            raise IndexError(f"sample {wrong} of a dataset of {num_samples:,}") from None
+        draws = None if self._turns is None else self._turns.take(slots)
+        captions: list[Any]  # of texts, or of lists of them
+        if self._serving.captions == "all":
             captions = [table.captions(slot) for slot in slots.tolist()]
-        return slots, Books(captions, slots.astype(np.int64), table.status[slots] == LOADED)
+        elif self._serving.captions == "first" or draws is None:
+            captions = table.caption(slots)
+        else:
+            captions = table.caption(slots, draws.captions(table.num_captions(slots)))
+        valid = torch.from_numpy(table.status[slots] == LOADED)
+        return slots, draws, Books(captions, torch.from_numpy(slots), valid)
 
     @property
     def report(self) -> LoadReport:
@@ -139,7 +183,9 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
         return self._store.nbytes
 
     def set_epoch(self, epoch: int) -> None:
-        """Let `captions="random"` follow the epoch, where it would else count how often a sample was served.
+        """Let what chance decides follow the epoch, where it would else count how often a sample was served.
+
+        That is `captions="random"`, and `crop="random"` of clips.
 
         Raises:
             ConfigError: The epoch is not a whole number from 0 on.
@@ -157,6 +203,7 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
         """
         store, report = retry(self._request, self._store, attempt=self._num_retries)
         self._num_retries += 1
+        self._drop_media()
         if store is not self._store:
             self._store.close()
         self._take(store, report)
@@ -177,7 +224,13 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
 
     def close(self) -> None:
         """Give up the memory now and not when the dataset is collected; batches handed out stay as they are."""
+        self._drop_media()
         self._store.close()
+
+    def _drop_media(self) -> None:
+        if isinstance(self._media, HostMedia):
+            self._media.crew.close()
+        self._media = None
 
     def __enter__(self) -> Self:
         return self
@@ -187,7 +240,8 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
 
     def __getstate__(self) -> dict[str, Any]:
         # The rows stay behind: they may be large, and what failed is known to the store.
-        return {**self.__dict__, "_request": replace(self._request, reader=None, job=None), "_slots": None}
+        request = replace(self._request, reader=None, job=None)
+        return {**self.__dict__, "_request": request, "_slots": None, "_media": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -21,7 +21,7 @@ from in_memory_datasets.fetch import Fetcher
 from in_memory_datasets.rows import ColumnSpec, open_rows
 from in_memory_datasets.schema import AudioSpec, FetchOptions, ImageSpec, Resize, Row, check_choice
 from in_memory_datasets.training.batches import AudioBatch, ImageBatch
-from in_memory_datasets.training.captions import Captions, CaptionTurns
+from in_memory_datasets.training.buffers import BufferPool
 from in_memory_datasets.training.serving import (
     PLACEHOLDER_GREY,
     AudioOutput,
@@ -31,8 +31,9 @@ from in_memory_datasets.training.serving import (
     ImageServing,
     PadTo,
     Transform,
-    silence,
+    clip_spec,
 )
+from in_memory_datasets.training.turns import Captions, Crop, Draws, Turns
 
 OnTheFlyOnError = Literal["placeholder", "raise"]
 SpecT = TypeVar("SpecT", bound="ImageSpec | AudioSpec")
@@ -70,9 +71,8 @@ class OnTheFlyDataset(Dataset[Any], Generic[SpecT, ServingT]):
         self._on_error = on_error
         self._fetcher = Fetcher(fetch)
         self._fetch_options = fetch
-        self._turns: CaptionTurns | None = None
-        if serving.captions == "random":
-            self._turns = CaptionTurns(self._num_rows, seed=torch.initial_seed())
+        self._turns = Turns(self._num_rows, seed=torch.initial_seed()) if serving.by_chance else None
+        self._buffers = BufferPool()
 
     def __len__(self) -> int:
         return self._num_rows
@@ -91,13 +91,14 @@ class OnTheFlyDataset(Dataset[Any], Generic[SpecT, ServingT]):
     def __getitems__(self, indices: Sequence[int]) -> Any:
         """Fetch and decode a batch."""
 
-    def _load(self, indices: Sequence[int]) -> tuple[list[NDArray[Any] | None], Books]:
+    def _load(self, indices: Sequence[int]) -> tuple[list[NDArray[Any] | None], Draws | None, Books]:
         """Fetch and decode one sample after the other; None where it failed."""
         rows = self._reader.take([self._position(index) for index in indices])
         samples = [self._load_row(row) for row in rows]
-        captions = [self._captions_of(row) for row in rows]
         numbers = np.array([row.index for row in rows], np.int64)
-        return samples, Books(captions, numbers, np.array([sample is not None for sample in samples], np.bool_))
+        draws = None if self._turns is None else self._turns.take(numbers)
+        valid = torch.tensor([sample is not None for sample in samples], dtype=torch.bool)
+        return samples, draws, Books(self._captions_of(rows, draws), torch.from_numpy(numbers), valid)
 
     def _position(self, index: int) -> int:
         if not -self._num_rows <= index < self._num_rows:
@@ -118,15 +119,16 @@ class OnTheFlyDataset(Dataset[Any], Generic[SpecT, ServingT]):
                 raise LoadError(f"row {row.index}: {error}") from error
             return None
 
-    def _captions_of(self, row: Row) -> str | list[str]:
+    def _captions_of(self, rows: Sequence[Row], draws: Draws | None) -> list[str | list[str]]:
         if self._serving.captions == "all":
-            return list(row.captions)
-        if not row.captions:
-            return ""
-        return row.captions[self._turns.take(row.index, len(row.captions)) if self._turns else 0]
+            return [list(row.captions) for row in rows]
+        numbers = [0] * len(rows)
+        if self._serving.captions == "random" and draws is not None:
+            numbers = draws.captions(np.array([len(row.captions) for row in rows])).tolist()
+        return [row.captions[number] if row.captions else "" for row, number in zip(rows, numbers, strict=True)]
 
     def set_epoch(self, epoch: int) -> None:
-        """Let `captions="random"` follow the epoch, where it would else count how often a sample was served."""
+        """Let what chance decides follow the epoch, where it would else count how often a sample was served."""
         if self._turns is not None:
             self._turns.set_epoch(epoch)
 
@@ -187,12 +189,12 @@ class ImageTextDataset(OnTheFlyDataset[ImageSpec, ImageServing]):
             IndexError: There is no such sample.
             LoadError: One failed and `on_error` is "raise".
         """
-        samples, books = self._load(indices)
+        samples, _, books = self._load(indices)
         width, height = self._spec.image_size
-        buffer = self._serving.buffer((len(samples), height, width, 3))
-        for row, sample in zip(buffer, samples, strict=True):
+        images = self._buffers.empty((len(samples), height, width, 3), "uint8")
+        for row, sample in zip(images.numpy(), samples, strict=True):
             row[:] = PLACEHOLDER_GREY if sample is None else sample
-        return self._serving.batch(buffer, books)
+        return self._serving.batch(images, books)
 
 
 class AudioTextDataset(OnTheFlyDataset[AudioSpec, AudioServing]):
@@ -224,6 +226,8 @@ class AudioTextDataset(OnTheFlyDataset[AudioSpec, AudioServing]):
         max_duration: float = 30.0,
         *,
         pad_to: PadTo = "longest",
+        crop: Crop = "start",
+        keep_duration: float | None = None,
         captions: Captions = "first",
         on_error: OnTheFlyOnError = "placeholder",
         output: AudioOutput = "torch",
@@ -231,9 +235,15 @@ class AudioTextDataset(OnTheFlyDataset[AudioSpec, AudioServing]):
         batch_transform: Transform | None = None,
         fetch: FetchOptions = FetchOptions(),  # noqa: B008 - frozen
     ) -> None:
-        spec = AudioSpec(target_sr, max_duration)
+        spec = clip_spec(target_sr, max_duration, "float32", crop, keep_duration)
         serving = AudioServing(
-            captions=captions, output=output, transform=transform, batch_transform=batch_transform, pad_to=pad_to
+            captions=captions,
+            output=output,
+            transform=transform,
+            batch_transform=batch_transform,
+            pad_to=pad_to,
+            crop=crop,
+            window_seconds=max_duration,
         )
         super().__init__((hf_dataset, audio_col, txt_col, max_samples), spec, serving, on_error, fetch)
 
@@ -244,6 +254,11 @@ class AudioTextDataset(OnTheFlyDataset[AudioSpec, AudioServing]):
             IndexError: There is no such sample.
             LoadError: One failed and `on_error` is "raise".
         """
-        samples, books = self._load(indices)
-        clips = [silence(self._spec) if sample is None else sample for sample in samples]
-        return self._serving.batch(clips, books, spec=self._spec)
+        samples, draws, books = self._load(indices)
+        serving, spec = self._serving, self._spec
+        silence = np.zeros(serving.placeholder_frames(spec), np.float32)
+        clips = [silence if sample is None else sample for sample in samples]
+        starts, lengths = serving.cut(np.array([len(clip) for clip in clips], np.int64), draws, spec)
+        windows = zip(clips, starts.tolist(), lengths.tolist(), strict=True)
+        waveforms = [torch.from_numpy(clip[start : start + length].copy()) for clip, start, length in windows]
+        return serving.batch(waveforms, books, spec=spec)

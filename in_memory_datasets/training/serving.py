@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from in_memory_datasets.errors import ConfigError
-from in_memory_datasets.schema import AudioSpec, check_choice
+from in_memory_datasets.schema import AudioDtype, AudioSpec, check_choice
 from in_memory_datasets.training.batches import AudioBatch, ImageBatch, pad_clips, stack_images, to_pictures
-from in_memory_datasets.training.captions import Captions
+from in_memory_datasets.training.turns import Captions, Crop, Draws
 
 ImageOutput = Literal["torch", "numpy", "pil"]
 AudioOutput = Literal["torch", "numpy"]
@@ -25,24 +25,26 @@ Transform = Callable[[Any], Any]
 
 PLACEHOLDER_GREY = 128
 PLACEHOLDER_SECONDS = 1
-_INT16_SCALE = np.float32(1 / 32_768)
+_KEPT_WINDOWS = 4  # of a clip that random parts are cut from, unless it is told
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Books:
     """What goes with the media of a batch: captions, row numbers, and which samples are real."""
 
-    captions: list[str | list[str]]
-    indices: NDArray[np.int64]
-    valid: NDArray[np.bool_]
+    captions: list[Any]
+    indices: torch.Tensor
+    valid: torch.Tensor
 
-    def tensors(self) -> dict[str, Any]:
+    def to(self, device: torch.device) -> Books:
+        """Give them with their tensors on a device."""
+        if device.type == "cpu":
+            return self
+        return Books(self.captions, self.indices.to(device), self.valid.to(device))
+
+    def fields(self) -> dict[str, Any]:
         """Give them as a batch holds them."""
-        return {
-            "captions": self.captions,
-            "indices": torch.from_numpy(self.indices),
-            "valid": torch.from_numpy(self.valid),
-        }
+        return {"captions": self.captions, "indices": self.indices, "valid": self.valid}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,31 +62,33 @@ class ImageServing:
         if self.output == "pil" and self.batch_transform is not None:
             raise ConfigError('batch_transform works on a tensor and output="pil" gives pictures: use transform')
 
-    def buffer(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """Give room for a batch, (B, H, W, 3)."""
-        # torch's allocation is what later becomes the batch tensor; it is aligned and comes back to torch's allocator
-        array: NDArray[np.uint8] = torch.empty(shape, dtype=torch.uint8).numpy()
-        return array
+    @property
+    def by_chance(self) -> bool:
+        """Tell whether a sample is served in another way each time."""
+        return self.captions == "random"
 
-    def batch(self, images: NDArray[np.uint8], books: Books) -> ImageBatch:
-        """Serve images that were gathered into a buffer of their own, (B, H, W, 3)."""
+    def batch(self, images: torch.Tensor, books: Books) -> ImageBatch:
+        """Serve images that lie in memory of their own, (B, H, W, 3)."""
         served: Any
         if self.output == "torch":
-            served = torch.from_numpy(images).permute(0, 3, 1, 2)
+            served = images.permute(0, 3, 1, 2)
         elif self.output == "numpy":
-            served = images
+            served = images.numpy()
         else:
-            served = to_pictures(images)
+            served = to_pictures(images.numpy())
         if self.transform is not None:
             served = stack_images([self.transform(image) for image in served])
         if self.batch_transform is not None:
             served = self.batch_transform(served)
-        return ImageBatch(images=served, **books.tensors())
+        return ImageBatch(images=served, **books.fields())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AudioServing:
-    """How clips are served; the arguments are the datasets' own.
+    """How clips are served; the arguments are the datasets' own, but for the window.
+
+    Attributes:
+        window_seconds: How much of a clip is served; None for all that is kept.
 
     Raises:
         ValueError: While serving: transforms gave what cannot be padded into one batch.
@@ -95,21 +99,52 @@ class AudioServing:
     transform: Transform | None = None
     batch_transform: Transform | None = None
     pad_to: PadTo = "longest"
+    crop: Crop = "start"
+    window_seconds: float | None = None
 
     def __post_init__(self) -> None:
         check_choice("output", self.output, ("torch", "numpy"))
         check_choice("pad_to", self.pad_to, ("longest", "max"))
+        check_choice("crop", self.crop, ("start", "random"))
         _check_common(self.captions, self.transform, self.batch_transform)
 
-    def batch(self, clips: Sequence[NDArray[Any]], books: Books, *, spec: AudioSpec) -> AudioBatch:
-        """Serve clips as they lie at rest, float32 or int16, (num_frames,); they are copied once, into the batch."""
-        if self.transform is None:
-            audio, lengths = self._pad(clips, spec)
-        else:
-            waves = [to_waveform(clip) for clip in clips]
-            outputs = [torch.from_numpy(wave) for wave in waves] if self.output == "torch" else waves
-            transformed = [self.transform(wave) for wave in outputs]
-            audio, lengths = pad_clips(transformed, self._frames_of_batch(transformed, spec))
+    @property
+    def by_chance(self) -> bool:
+        """Tell whether a sample is served in another way each time."""
+        return self.captions == "random" or self.crop == "random"
+
+    def max_frames(self, spec: AudioSpec) -> int:
+        """Count the frames of the longest clip that is served."""
+        if self.window_seconds is None:
+            return spec.max_frames
+        return min(spec.max_frames, round(self.window_seconds * spec.target_sr))
+
+    def cut(
+        self, lengths: NDArray[np.int64], draws: Draws | None, spec: AudioSpec
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Choose what is served of clips of these lengths: where it begins, and how many frames it has."""
+        windows = np.minimum(lengths, self.max_frames(spec))
+        if self.crop == "start" or draws is None:
+            return np.zeros_like(lengths), windows
+        return draws.crops(lengths - windows + 1), windows
+
+    def placeholder_frames(self, spec: AudioSpec) -> int:
+        """Count the frames of silence that stand for a clip that failed: a second, or the longest clip where less."""
+        return min(PLACEHOLDER_SECONDS * spec.target_sr, self.max_frames(spec))
+
+    def batch(self, waveforms: Sequence[torch.Tensor], books: Books, *, spec: AudioSpec) -> AudioBatch:
+        """Serve waveforms that lie in memory of their own, (num_frames,), after `transform`, padded."""
+        clips: Sequence[Any] = waveforms if self.output == "torch" else [waveform.numpy() for waveform in waveforms]
+        if self.transform is not None:
+            clips = [self.transform(clip) for clip in clips]
+        audio, lengths = pad_clips(clips, self._num_frames(clips, spec))
+        return self._finish(audio, lengths, books, spec)
+
+    def padded(self, audio: torch.Tensor, lengths: torch.Tensor, books: Books, *, spec: AudioSpec) -> AudioBatch:
+        """Serve a batch that is padded already, (B, T); for where there is no `transform`."""
+        return self._finish(audio if self.output == "torch" else audio.numpy(), lengths, books, spec)
+
+    def _finish(self, audio: Any, lengths: torch.Tensor, books: Books, spec: AudioSpec) -> AudioBatch:
         num_frames = audio.shape[-1]
         if self.batch_transform is not None:
             audio = self.batch_transform(audio)
@@ -118,45 +153,40 @@ class AudioServing:
             lengths=lengths,
             sampling_rate=spec.target_sr,
             padded=getattr(audio, "shape", (0,))[-1] == num_frames,
-            **books.tensors(),
+            **books.fields(),
         )
 
-    def _frames_of_batch(self, transformed: Sequence[Any], spec: AudioSpec) -> int | None:
-        """Give what a transform's clips are padded to; None for the longest of them."""
+    def _num_frames(self, clips: Sequence[Any], spec: AudioSpec) -> int | None:
+        """Give what clips are padded to; None for the longest of them."""
         if self.pad_to == "longest":
             return None
-        shapes = {tuple(clip.shape) for clip in transformed if clip.ndim != 1 or len(clip) > spec.max_frames}
+        max_frames = self.max_frames(spec)
+        shapes = {tuple(clip.shape) for clip in clips if clip.ndim != 1 or len(clip) > max_frames}
         if shapes:
             raise ValueError(
-                f'pad_to="max" pads waveforms to the {spec.max_frames:,} frames of max_duration, and transform gave '
+                f'pad_to="max" pads waveforms to the {max_frames:,} frames of max_duration, and transform gave '
                 f'shapes {sorted(shapes)}: take pad_to="longest", or make features in batch_transform'
             )
-        return spec.max_frames
-
-    def _pad(self, clips: Sequence[NDArray[Any]], spec: AudioSpec) -> tuple[Any, torch.Tensor]:
-        lengths = [len(clip) for clip in clips]
-        num_frames = spec.max_frames if self.pad_to == "max" else max(lengths)
-        batch = torch.empty((len(clips), num_frames), dtype=torch.float32)
-        for row, clip in zip(batch.numpy(), clips, strict=True):
-            to_waveform(clip, out=row[: len(clip)])
-            row[len(clip) :] = 0
-        return (batch if self.output == "torch" else batch.numpy()), torch.tensor(lengths, dtype=torch.int64)
+        return max_frames
 
 
-def silence(spec: AudioSpec) -> NDArray[np.float32]:
-    """Give what is served for a clip that failed: one second of zeros, or `max_duration` where that is less."""
-    return np.zeros(min(PLACEHOLDER_SECONDS * spec.target_sr, spec.max_frames), np.float32)
+def clip_spec(
+    target_sr: int, max_duration: float, dtype: AudioDtype, crop: Crop, keep_duration: float | None
+) -> AudioSpec:
+    """Give what lies at rest, so that `max_duration` seconds of each clip can be served.
 
-
-def to_waveform(clip: NDArray[Any], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-    """Copy a clip at rest into float32 in [-1, 1], (num_frames,)."""
-    if out is None:
-        out = np.empty(len(clip), np.float32)
-    if clip.dtype == np.int16:
-        np.multiply(clip, _INT16_SCALE, out=out)
-    else:
-        np.copyto(out, clip)
-    return out
+    Raises:
+        ConfigError: A number is out of range, or less would be kept than is served.
+    """
+    served = AudioSpec(target_sr, max_duration, dtype)
+    if crop != "random":
+        if keep_duration is not None:
+            raise ConfigError('keep_duration= is for crop="random"; from the start, max_duration is all that is kept')
+        return served
+    kept = AudioSpec(target_sr, _KEPT_WINDOWS * max_duration if keep_duration is None else keep_duration, dtype)
+    if kept.max_frames < served.max_frames:
+        raise ConfigError(f"keep_duration={keep_duration!r}: expected at least max_duration, {max_duration!r} seconds")
+    return kept
 
 
 def _check_common(captions: object, transform: object, batch_transform: object) -> None:

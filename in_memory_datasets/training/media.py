@@ -1,0 +1,139 @@
+"""The samples of a store where batches are gathered from: the block in memory, or a copy of it on a device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from in_memory_datasets.errors import MemoryLimitError
+from in_memory_datasets.memory import free_memory
+from in_memory_datasets.schema import format_bytes
+from in_memory_datasets.training.buffers import BufferPool
+from in_memory_datasets.training.crew import Crew
+
+_INT16_SCALE = 1 / 32_768
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HostMedia:
+    """The block in memory, the buffers its batches go to, and the threads that copy them there.
+
+    Attributes:
+        samples: Images, uint8 (N, H, W, 3), or the frames of all clips, float32 or int16 (total,).
+    """
+
+    samples: NDArray[Any]
+    buffers: BufferPool = field(default_factory=BufferPool)
+    crew: Crew = field(default_factory=Crew)
+
+    def images(self, slots: torch.Tensor) -> torch.Tensor:
+        """Copy images, (B, H, W, 3), into a buffer."""
+        batch = self.buffers.empty((len(slots), *self.samples.shape[1:]), "uint8")
+        wanted, target = slots.numpy(), batch.numpy()
+
+        def copy(part: slice) -> None:
+            # the default mode would copy through a second buffer
+            np.take(self.samples, wanted[part], axis=0, out=target[part], mode="clip")
+
+        self.crew.share(copy, num_items=len(wanted), num_bytes=batch.nbytes)
+        return batch
+
+    def clips(self, starts: Sequence[int], lengths: Sequence[int], num_frames: int) -> torch.Tensor:
+        """Copy clips as float32 into a zero-padded buffer, (B, T).
+
+        Args:
+            starts: Where each clip begins among the frames; below 0 for one that is silence.
+            lengths: Frames of each clip.
+            num_frames: T, at least the longest length.
+        """
+        batch = self.buffers.empty((len(starts), num_frames), "float32")
+        frames, target = self.samples, batch.numpy()
+
+        def copy(part: slice) -> None:
+            for row, start, length in zip(target[part], starts[part], lengths[part], strict=True):
+                if start < 0:
+                    row.fill(0)
+                    continue
+                if frames.dtype == np.int16:
+                    np.multiply(frames[start : start + length], np.float32(_INT16_SCALE), out=row[:length])
+                else:
+                    row[:length] = frames[start : start + length]
+                row[length:] = 0
+
+        self.crew.share(copy, num_items=len(starts), num_bytes=batch.nbytes)
+        return batch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceMedia:
+    """A copy of the block on a device, where batches are gathered without the host.
+
+    Attributes:
+        samples: As in `HostMedia`, as a tensor on the device.
+    """
+
+    samples: torch.Tensor
+
+    @classmethod
+    def copy_of(cls, samples: NDArray[Any], device: torch.device) -> DeviceMedia:
+        """Copy a block to a device.
+
+        Raises:
+            MemoryLimitError: It does not fit there.
+        """
+        _refuse_if_too_large(samples.nbytes, device)
+        copy = torch.empty(samples.shape, dtype=_TORCH_DTYPES[samples.dtype.name], device=device)
+        # In parts, through pinned memory: a block can be as large as what is left of the host's memory.
+        flat, source = copy.view(-1), samples.reshape(-1)
+        step = _UPLOAD_BYTES // samples.itemsize
+        pinned = torch.empty(min(step, len(source)), dtype=copy.dtype, pin_memory=device.type == "cuda")
+        for start in range(0, len(source), step):
+            part = pinned[: len(source) - start]
+            np.copyto(part.numpy(), source[start : start + step])
+            flat[start : start + step].copy_(part)
+        return cls(copy)
+
+    def images(self, slots: torch.Tensor) -> torch.Tensor:
+        """Gather images, (B, H, W, 3)."""
+        num_samples, *shape = self.samples.shape
+        row_bytes = math.prod(shape)
+        # In the widest words that go into an image: byte by byte, a device reaches an eighth of its bandwidth.
+        word = next(word for word in _WORDS if row_bytes % word.itemsize == 0)
+        batch = torch.index_select(self.samples.view(num_samples, row_bytes).view(word), 0, slots)
+        return batch.view(torch.uint8).view(len(slots), *shape)
+
+    def clips(self, starts: Sequence[int], lengths: Sequence[int], num_frames: int) -> torch.Tensor:
+        """Gather clips as float32, zero-padded, (B, T), as `HostMedia.clips` does; in one kernel for all of them."""
+        zeros = self.samples.new_zeros(num_frames)
+        pieces = []
+        for start, length in zip(starts, lengths, strict=True):
+            pieces += [zeros] if start < 0 else [self.samples[start : start + length], zeros[length:]]
+        batch = torch.cat(pieces).view(len(starts), num_frames)
+        return batch if batch.dtype == torch.float32 else batch.to(torch.float32).mul_(_INT16_SCALE)
+
+
+_WORDS = (torch.int64, torch.int32, torch.int16, torch.uint8)
+_TORCH_DTYPES = {"uint8": torch.uint8, "int16": torch.int16, "float32": torch.float32}
+_UPLOAD_BYTES = 64 * 2**20
+
+
+def _refuse_if_too_large(num_bytes: int, device: torch.device) -> None:
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    elif device.type == "cpu":
+        free = free_memory()[0]
+    else:  # other devices do not say; their allocator raises where there is no room
+        return
+    if num_bytes > free:
+        raise MemoryLimitError(
+            f"the samples take {format_bytes(num_bytes)}, {device} has {format_bytes(free)} free: take fewer samples "
+            "(max_samples=), or leave them in memory and use DevicePrefetcher(loader, device)",
+            bytes_needed=num_bytes,
+            bytes_available=free,
+        )
