@@ -120,7 +120,12 @@ class Block:
     def counters(self, num_counters: int) -> NDArray[np.int32]:
         """Map the bytes as int32, shape (num_counters,), writable: what one process counts, all see."""
         self.resize(num_counters * 4)
-        return np.frombuffer(mmap.mmap(self.fd, num_counters * 4), np.int32)
+        return np.frombuffer(self.map(0, num_counters * 4), np.int32)
+
+    def map(self, offset: int, num_bytes: int) -> mmap.mmap:
+        """Map a part of the bytes, writable, its pages present; `offset` is a multiple of the page size."""
+        flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+        return mmap.mmap(self.fd, num_bytes, flags=flags, offset=offset)
 
     def copy_to(self, other: Block) -> None:
         """Write all bytes into the empty block `other`; holes stay holes."""

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from in_memory_datasets.training.parcel import ready_to_send
+
 Sample = dict[str, Any]
 Caption = str | list[str]
 
@@ -103,7 +105,7 @@ def collate_images(samples: Sequence[Sample]) -> dict[str, Any]:
     else:
         images = stack_images([sample["image"] for sample in samples])
         captions, indices, valid = _books(samples)
-    return {"images": images, "captions": captions, "indices": indices, "valid": valid}
+    return ready_to_send({"images": images, "captions": captions, "indices": indices, "valid": valid})
 
 
 def collate_audio(samples: Sequence[Sample]) -> dict[str, Any]:
@@ -130,7 +132,7 @@ def collate_audio(samples: Sequence[Sample]) -> dict[str, Any]:
     else:
         audio, lengths = pad_clips([sample["audio"] for sample in samples])
         captions, indices, valid = _books(samples)
-    return {"audio": audio, "lengths": lengths, "captions": captions, "indices": indices, "valid": valid}
+    return ready_to_send({"audio": audio, "lengths": lengths, "captions": captions, "indices": indices, "valid": valid})
 
 
 # In the words of the three lines; the same functions serve both kinds of dataset.

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+_NUMPY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {torch.uint8: np.dtype("uint8"), torch.float32: np.dtype("float32")}
 # Between two batches a loop holds one and fills another; two more are for those that hold on a little longer.
 _MAX_FREE_BUFFERS = 4
 
@@ -32,15 +33,15 @@ class BufferPool:
         self._free: deque[NDArray[np.uint8]] = deque(maxlen=_MAX_FREE_BUFFERS)
         self._lent: dict[int, tuple[weakref.ref[NDArray[Any]], NDArray[np.uint8]]] = {}
 
-    def empty(self, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
-        """Give an uninitialised tensor, as `torch.empty` does. Thread-safe."""
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Give an uninitialised tensor, uint8 or float32, as `torch.empty` does. Thread-safe."""
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            return torch.empty(shape, dtype=getattr(torch, dtype), pin_memory=True)
-        num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+            return torch.empty(shape, dtype=dtype, pin_memory=True)
+        num_bytes = math.prod(shape) * dtype.itemsize
         memory = self._take(num_bytes)
         # numpy lets a view of a view refer to the array that owns the memory and forgets those between. What came
         # through a memoryview it takes for an owner, so that `lease` lives as long as the last view of it.
-        lease: NDArray[Any] = np.frombuffer(memory.data[:num_bytes], dtype)
+        lease: NDArray[Any] = np.frombuffer(memory.data[:num_bytes], _NUMPY_DTYPES[dtype])
         reference = weakref.ref(lease, self._take_back)
         self._lent[id(reference)] = reference, memory
         return torch.from_numpy(lease.reshape(shape))
@@ -59,9 +60,13 @@ class BufferPool:
             if num_bytes <= memory.nbytes <= 2 * num_bytes:
                 return memory
             self._free.appendleft(memory)
-        # Batches of clips differ in size from one to the next: with an eighth to spare, most fit the same memory.
-        granularity = 1 << max(0, num_bytes.bit_length() - 4)
-        return np.empty(-(-num_bytes // granularity) * granularity, np.uint8)
+        return np.empty(round_up(num_bytes), np.uint8)
 
     def __reduce__(self) -> tuple[type[BufferPool], tuple[()]]:
         return BufferPool, ()
+
+
+def round_up(num_bytes: int) -> int:
+    """Add up to an eighth: batches of clips differ in size from one to the next, and most then fit the same memory."""
+    granularity = 1 << max(0, num_bytes.bit_length() - 4)
+    return -(-num_bytes // granularity) * granularity

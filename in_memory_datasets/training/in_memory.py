@@ -19,6 +19,7 @@ from in_memory_datasets.errors import ConfigError, LoadError, StoreError
 from in_memory_datasets.schema import LoadReport
 from in_memory_datasets.store import FAILED, LOADED, Store, open_store, save_store
 from in_memory_datasets.training.media import DeviceMedia, HostMedia
+from in_memory_datasets.training.ring import Ring, shared_ring
 from in_memory_datasets.training.serving import AudioServing, Books, ImageServing
 from in_memory_datasets.training.turns import Draws, Turns
 
@@ -45,6 +46,7 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
         self._serving = serving
         self._num_retries = 0
         self._device = _CPU
+        self._ring: Ring | None = shared_ring()  # there before the first worker is started
         self._turns = Turns(store.num_samples, seed=torch.initial_seed()) if serving.by_chance else None
         self._take(store, report)
 
@@ -225,6 +227,7 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
     def close(self) -> None:
         """Give up the memory now and not when the dataset is collected; batches handed out stay as they are."""
         self._drop_media()
+        self._ring = None
         self._store.close()
 
     def _drop_media(self) -> None:

@@ -16,8 +16,11 @@ from in_memory_datasets.memory import free_memory
 from in_memory_datasets.schema import format_bytes
 from in_memory_datasets.training.buffers import BufferPool
 from in_memory_datasets.training.crew import Crew
+from in_memory_datasets.training.ring import ring_of_worker
 
 _INT16_SCALE = 1 / 32_768
+# Less than this is one of many samples that a collate function makes a batch of, and not the batch.
+_MIN_RING_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,7 +37,7 @@ class HostMedia:
 
     def images(self, slots: torch.Tensor) -> torch.Tensor:
         """Copy images, (B, H, W, 3), into a buffer."""
-        batch = self.buffers.empty((len(slots), *self.samples.shape[1:]), "uint8")
+        batch = self._empty((len(slots), *self.samples.shape[1:]), torch.uint8)
         wanted, target = slots.numpy(), batch.numpy()
 
         def copy(part: slice) -> None:
@@ -52,7 +55,7 @@ class HostMedia:
             lengths: Frames of each clip.
             num_frames: T, at least the longest length.
         """
-        batch = self.buffers.empty((len(starts), num_frames), "float32")
+        batch = self._empty((len(starts), num_frames), torch.float32)
         frames, target = self.samples, batch.numpy()
 
         def copy(part: slice) -> None:
@@ -68,6 +71,16 @@ class HostMedia:
 
         self.crew.share(copy, num_items=len(starts), num_bytes=batch.nbytes)
         return batch
+
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Give memory for a batch: in a worker process where the other process sees it too."""
+        if (
+            (ring := ring_of_worker()) is not None
+            and math.prod(shape) * dtype.itemsize >= _MIN_RING_BYTES
+            and (batch := ring.empty(shape, dtype)) is not None
+        ):
+            return batch
+        return self.buffers.empty(shape, dtype)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

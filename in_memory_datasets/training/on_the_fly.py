@@ -191,7 +191,7 @@ class ImageTextDataset(OnTheFlyDataset[ImageSpec, ImageServing]):
         """
         samples, _, books = self._load(indices)
         width, height = self._spec.image_size
-        images = self._buffers.empty((len(samples), height, width, 3), "uint8")
+        images = self._buffers.empty((len(samples), height, width, 3), torch.uint8)
         for row, sample in zip(images.numpy(), samples, strict=True):
             row[:] = PLACEHOLDER_GREY if sample is None else sample
         return self._serving.batch(images, books)

@@ -16,7 +16,9 @@ from in_memory_datasets.training.serving import AudioServing, Books, ImageServin
 
 
 def make_books(num_samples: int) -> Books:
-    return Books([f"c{i}" for i in range(num_samples)], torch.arange(num_samples), torch.ones(num_samples, dtype=torch.bool))
+    return Books(
+        [f"c{i}" for i in range(num_samples)], torch.arange(num_samples), torch.ones(num_samples, dtype=torch.bool)
+    )
 
 
 def make_sample(image: Any, index: int = 0) -> dict[str, Any]:

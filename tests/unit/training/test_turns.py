@@ -88,4 +88,6 @@ def test_a_batch_draws_what_its_samples_draw_alone() -> None:
     for turns in (together, alone):
         turns.set_epoch(2)
     counts = np.array([5, 1, 5, 7])
-    assert together.take(slots).captions(counts).tolist() == [take(alone, *pair) for pair in zip(slots, counts, strict=True)]
+    assert together.take(slots).captions(counts).tolist() == [
+        take(alone, *pair) for pair in zip(slots, counts, strict=True)
+    ]
