@@ -33,7 +33,9 @@ if TYPE_CHECKING:
         collate_in_memory_images,
     )
     from in_memory_datasets.training.datasets import InMemoryAudioTextDataset, InMemoryImageTextDataset
+    from in_memory_datasets.training.device import DevicePrefetcher
     from in_memory_datasets.training.on_the_fly import AudioTextDataset, ImageTextDataset
+    from in_memory_datasets.training.samplers import DurationBatchSampler, EpochSampler
 
 __version__ = "0.1.0"
 
@@ -41,6 +43,9 @@ __all__ = [
     "AudioTextDataset",
     "ConfigError",
     "DecodeError",
+    "DevicePrefetcher",
+    "DurationBatchSampler",
+    "EpochSampler",
     "Failure",
     "FetchError",
     "FetchOptions",
@@ -64,6 +69,9 @@ __all__ = [
 
 _TORCH_NAMES = {
     "AudioTextDataset": "on_the_fly",
+    "DevicePrefetcher": "device",
+    "DurationBatchSampler": "samplers",
+    "EpochSampler": "samplers",
     "ImageTextDataset": "on_the_fly",
     "InMemoryAudioTextDataset": "datasets",
     "InMemoryImageTextDataset": "datasets",
