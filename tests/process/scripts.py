@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import pickle
 import signal
+import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch.distributed
+import torch.multiprocessing
+from torch.utils.data import DataLoader
 
-from in_memory_datasets import FetchOptions, InMemoryAudioTextDataset, InMemoryImageTextDataset
+from in_memory_datasets import (
+    FetchOptions,
+    InMemoryAudioTextDataset,
+    InMemoryImageTextDataset,
+    collate_in_memory_images,
+)
 
 LOOPBACK = FetchOptions(allow_private_addresses=True, retries=0)
 
@@ -79,6 +89,116 @@ def interrupted(url: str, ready: str) -> dict[str, Any]:
         blocks = [link for link in _descriptors() if "in-memory-datasets" in link]
         return {"seconds": time.monotonic() - started, "sockets": sockets, "blocks": blocks}
     return {"seconds": -1.0}
+
+
+class LazyRows(Sequence[dict[str, Any]]):
+    """Rows as of `array_rows`, each made when it is asked for, so that nobody holds them."""
+
+    def __init__(self, num_rows: int, size: int) -> None:
+        self.num_rows = num_rows
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, index: Any) -> dict[str, Any]:
+        return {"image_url": np.full((self.size, self.size, 3), index % 256, np.uint8), "caption": f"row {index}"}
+
+
+def meet(address: tuple[str, int], **said: Any) -> None:
+    """Tell the test how far this process has come, and wait until the test lets it go on, or ends."""
+    with socket.create_connection(address) as test:
+        test.sendall(json.dumps({"pid": os.getpid(), **said}).encode() + b"\n")
+        test.recv(1)
+
+
+def wrong_rows(batch: dict[str, Any], step: int = 1) -> list[int]:
+    """List the rows of a batch whose pictures, or every so many lines of them, are not filled with their number."""
+    pixels = batch["images"].permute(0, 2, 3, 1)[:, ::step].flatten(1)
+    right = (pixels == (batch["indices"] % 256).to(torch.uint8)[:, None]).all(1)
+    wrong: list[int] = batch["indices"][~right].tolist()
+    return wrong
+
+
+def serve_every_page(address: tuple[str, int], num_rows: int, size: int, num_batches: int, method: str) -> None:
+    """Let each of eight workers serve all batches, and keep them; with few rows the batches hold those repeatedly."""
+    num_workers, batch_size = 8, 8
+    multiprocessing.set_forkserver_preload(["tests.process.scripts"])
+    batches = [[(i * batch_size + k) % num_rows for k in range(batch_size)] for i in range(num_batches)]
+    with InMemoryImageTextDataset(LazyRows(num_rows, size), image_size=(size, size), progress=False) as dataset:
+        loader = DataLoader(
+            dataset,
+            batch_sampler=[batch for batch in batches for _ in range(num_workers)],  # workers take turns
+            num_workers=num_workers,
+            prefetch_factor=1,
+            collate_fn=collate_in_memory_images,
+            multiprocessing_context=method,
+            persistent_workers=True,
+        )
+        wrong = sorted({row for batch in loader for row in wrong_rows(batch, step=16)})
+        workers = [worker.pid for worker in loader._iterator._workers]
+        meet(address, inode=os.fstat(dataset._store.samples.fd).st_ino, wrong=wrong, workers=workers)
+        loader._iterator = None  # ends the workers
+
+
+def share_urls(
+    address: tuple[str, int],
+    urls: list[str],
+    size: int,
+    num_reads: int | None = None,
+    cache_dir: str | None = None,
+    num_workers: int = 0,
+) -> None:
+    """Load images as any process of a machine would, and meet; read them all, or some repeatedly, and meet again."""
+    rows = [{"image_url": url, "caption": url} for url in urls]
+    with InMemoryImageTextDataset(
+        rows, image_size=(size, size), fetch=LOOPBACK, cache_dir=cache_dir, progress=False
+    ) as dataset:
+        meet(address, inode=os.fstat(dataset._store.samples.fd).st_ino, failed=dataset.failed_indices)
+        loader = DataLoader(
+            dataset,
+            batch_size=2,
+            sampler=[i % len(dataset) for i in range(num_reads or len(dataset))],
+            num_workers=num_workers,
+            collate_fn=collate_in_memory_images,
+            persistent_workers=num_workers > 0,
+        )
+        seen, wrong = 0, []
+        for batch in loader:
+            seen += len(batch["indices"])
+            wrong += wrong_rows(batch)
+        meet(address, seen=seen, wrong=wrong)
+        loader._iterator = None
+
+
+def spawn_ranks(address: tuple[str, int], urls: list[str], size: int, world_size: int, rendezvous: str) -> None:
+    """Start ranks as a script does that needs no launcher."""
+    torch.multiprocessing.spawn(_spawned_rank, (address, urls, size, world_size, rendezvous), nprocs=world_size)
+
+
+def _spawned_rank(
+    rank: int, address: tuple[str, int], urls: list[str], size: int, world_size: int, rendezvous: str
+) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=world_size)
+    share_urls(address, urls, size)
+    torch.distributed.destroy_process_group()
+
+
+def hold_an_epoch(num_rows: int, size: int, batch_size: int, num_workers: int) -> dict[str, Any]:
+    """Serve an epoch and hold all its batches; say what room there is in /dev/shm, and what was used of it."""
+    room = os.statvfs("/dev/shm")
+    with InMemoryImageTextDataset(LazyRows(num_rows, size), image_size=(size, size), progress=False) as dataset:
+        loader = DataLoader(
+            dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate_in_memory_images
+        )
+        held = list(loader)
+        return {
+            "room": room.f_blocks * room.f_frsize,
+            "nbytes": dataset.nbytes,
+            "held": sum(batch["images"].nbytes for batch in held),
+            "seen": [row for batch in held for row in batch["indices"].tolist()],
+            "wrong": [row for batch in held for row in wrong_rows(batch)],
+        }
 
 
 def _descriptors() -> list[str]:

@@ -1,0 +1,377 @@
+"""What serving from memory costs: against a bare copy of the same bytes, alternated in the same run.
+
+    python -m benchmarks.bench_gather        # about six minutes
+
+Measured are stock `DataLoader`s over datasets whose rows are made up (pixels and frames do not matter to a copy). The
+bare copy is `numpy.copyto` of consecutive rows into one warm buffer, on one thread. Figures are medians over repeats.
+Results go to benchmarks/results/gather/ as JSON; `make bench-report` makes the page of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch.utils.data import DataLoader
+
+from benchmarks.bench_quick import describe_machine
+from in_memory_datasets import (
+    InMemoryAudioTextDataset,
+    InMemoryImageTextDataset,
+    collate_in_memory_audio,
+    collate_in_memory_images,
+)
+
+Figures = dict[str, Any]
+CAPTION = "a caption of some ten words, as they are in practice, "
+
+
+class Pictures(Sequence[dict[str, Any]]):
+    """Rows of pictures, made when they are read."""
+
+    def __init__(self, num_samples: int, size: int) -> None:
+        self.num_samples, self.size = num_samples, size
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, i: Any) -> dict[str, Any]:
+        return {"image_url": np.full((self.size, self.size, 3), i % 251, np.uint8), "caption": f"{CAPTION}{i}"}
+
+
+class Clips(Sequence[dict[str, Any]]):
+    """Rows of clips of even lengths between two bounds, at 16 kHz, made when they are read."""
+
+    def __init__(self, num_samples: int, seconds: tuple[float, float]) -> None:
+        low, high = seconds
+        self.lengths = np.random.default_rng(0).uniform(low * 16_000, high * 16_000, num_samples).astype(int)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, i: Any) -> dict[str, Any]:
+        clip = {"array": np.full(self.lengths[i], 0.1, np.float32), "sampling_rate": 16_000}
+        return {"audio": clip, "caption": f"{CAPTION}{i}"}
+
+
+def load_pictures(num_samples: int, size: int = 224) -> InMemoryImageTextDataset:
+    return InMemoryImageTextDataset(Pictures(num_samples, size), image_size=(size, size), progress=False)
+
+
+def loader_of(dataset: Any, batch_size: int, **arguments: Any) -> DataLoader[Any]:
+    collate = collate_in_memory_images if isinstance(dataset, InMemoryImageTextDataset) else collate_in_memory_audio
+    return DataLoader(dataset, **{"batch_size": batch_size, "shuffle": True, "collate_fn": collate, **arguments})
+
+
+def time_epoch(loader: DataLoader[Any]) -> float:
+    """Take every batch once and drop it; give the seconds."""
+    start = time.perf_counter()
+    for _ in loader:
+        pass
+    return time.perf_counter() - start
+
+
+def time_copies(block: np.ndarray[Any, Any], rows_per_copy: int) -> float:
+    """Copy all of a block, so many consecutive rows at a time, into one warm buffer; give the seconds."""
+    buffer = np.ones_like(block[:rows_per_copy])
+    start = time.perf_counter()
+    for first in range(0, len(block), rows_per_copy):
+        rows = block[first : first + rows_per_copy]
+        np.copyto(buffer[: len(rows)], rows)
+    return time.perf_counter() - start
+
+
+def alternate(repeats: int, **timed: Callable[[], float]) -> dict[str, list[float]]:
+    """Time several things in turn, again and again, after one turn that does not count."""
+    for one in timed.values():
+        one()
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    for _ in range(repeats):
+        for name, one in timed.items():
+            seconds[name].append(one())
+    return seconds
+
+
+def against_copy(seconds: dict[str, list[float]], num_bytes: int) -> Figures:
+    """Sum up what was timed beside "copy": medians in GB/s, and the ratio of each turn's pair."""
+    copies = seconds["copy"]
+    figures: Figures = {"copy_gb_per_s": num_bytes / median(copies) / 1e9}
+    for name, values in seconds.items():
+        if name != "copy":
+            ratios = sorted(copy / value for copy, value in zip(copies, values, strict=True))
+            figures[name] = {
+                "gb_per_s": num_bytes / median(values) / 1e9,
+                "ratio": median(ratios),
+                "ratio_range": [ratios[0], ratios[-1]],
+            }
+    return figures
+
+
+def measure_images(repeats: int) -> list[Figures]:
+    """Batches of three sizes, and what the copy shared by threads adds, on an idle machine and on a busy one."""
+    rows = []
+    with load_pictures(6144) as dataset:
+        images = dataset._store.images
+        assert images is not None
+        for batch_size in (32, 256, 1024):
+            for busy in (False, True):
+                with other_processes(os.cpu_count() or 1 if busy else 0, all_but_one=True):
+                    seconds = alternate(
+                        repeats,
+                        copy=lambda: time_copies(images, batch_size),  # noqa: B023 - called at once
+                        shared=lambda: time_epoch(loader_of(dataset, batch_size)),  # noqa: B023
+                        alone=lambda: with_threads(1, lambda: time_epoch(loader_of(dataset, batch_size))),  # noqa: B023
+                    )
+                rows.append({"batch_size": batch_size, "busy": busy, **against_copy(seconds, images.nbytes)})
+                print(rows[-1], flush=True)
+    return rows
+
+
+def measure_audio(repeats: int) -> list[Figures]:
+    """Ragged clips, padded: the bytes that count are those of the frames, not of the padding."""
+    rows = []
+    for seconds_of_clips, num_samples in (((1.0, 10.0), 3000), ((5.0, 30.0), 1000), ((0.5, 1.5), 12_000)):
+        for dtype in ("float32", "int16"):
+            with InMemoryAudioTextDataset(Clips(num_samples, seconds_of_clips), dtype=dtype, progress=False) as dataset:
+                frames = np.zeros(int(dataset.lengths.sum()), np.float32)
+                for batch_size in (32, 256):
+                    per_batch = int(dataset.lengths.mean() * batch_size)
+                    seconds = alternate(
+                        repeats,
+                        copy=lambda: time_copies(frames, per_batch),  # noqa: B023 - called at once
+                        shared=lambda: time_epoch(loader_of(dataset, batch_size)),  # noqa: B023
+                    )
+                    rows.append(
+                        {
+                            "clip_seconds": seconds_of_clips,
+                            "dtype": dtype,
+                            "batch_size": batch_size,
+                            **against_copy(seconds, frames.nbytes),
+                        }
+                    )
+                    print(rows[-1], flush=True)
+    return rows
+
+
+def measure_overhead(repeats: int) -> Figures:
+    """Microseconds that a batch of one sample takes above the bare copy of it; a loader over nothing for comparison."""
+    with load_pictures(4000) as dataset:
+        images = dataset._store.images
+        assert images is not None
+        seconds = alternate(
+            repeats,
+            copy=lambda: time_copies(images, 1),
+            loader=lambda: time_epoch(loader_of(dataset, 1)),
+            empty=lambda: time_epoch(DataLoader(_Nothing(4000), batch_size=1, shuffle=True, collate_fn=_hand_on)),
+        )
+    figures = {f"{name}_us": 1e6 * median(values) / 4000 for name, values in seconds.items()}
+    above = [1e6 * (one - copy) / 4000 for one, copy in zip(seconds["loader"], seconds["copy"], strict=True)]
+    return {**figures, "above_copy_us": median(above), "above_copy_range": [min(above), max(above)]}
+
+
+class _Nothing:
+    def __init__(self, num_samples: int) -> None:
+        self.num_samples = num_samples
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitems__(self, indices: list[int]) -> list[int]:
+        return indices
+
+
+def _hand_on(batch: Any) -> Any:
+    return batch
+
+
+def _collate_plainly(samples: Any) -> dict[str, Any]:
+    """Collate as any function of a user's own: what it gives is sent the ordinary way."""
+    return dict(collate_in_memory_images(samples))
+
+
+def _to_float(images: torch.Tensor) -> torch.Tensor:
+    return images.float()
+
+
+def measure_workers(repeats: int) -> list[Figures]:
+    """Batches through worker processes: by the ring, and the ordinary way."""
+    rows = []
+    for transform in (None, _to_float):
+        rows_of_set = Pictures(4096, 224)
+        arguments: Any = {"progress": False, "batch_transform": transform}
+        with InMemoryImageTextDataset(rows_of_set, **arguments) as dataset:
+            images = dataset._store.images
+            assert images is not None
+            for batch_size in (32, 256):
+                for num_workers in (1, 2):
+                    workers: Any = {"num_workers": num_workers, "persistent_workers": True}
+                    ring = loader_of(dataset, batch_size, **workers)
+                    plain = loader_of(dataset, batch_size, **workers, collate_fn=_collate_plainly)
+                    seconds = alternate(
+                        repeats,
+                        copy=lambda: time_copies(images, batch_size),  # noqa: B023 - called at once
+                        ring=lambda: time_epoch(ring),  # noqa: B023
+                        ordinary=lambda: time_epoch(plain),  # noqa: B023
+                    )
+                    ring._iterator = plain._iterator = None
+                    gains = [slow / fast for slow, fast in zip(seconds["ordinary"], seconds["ring"], strict=True)]
+                    rows.append(
+                        {
+                            "batch_transform": "float" if transform else None,
+                            "batch_size": batch_size,
+                            "num_workers": num_workers,
+                            "ring_is_times_faster": median(gains),
+                            **against_copy(seconds, images.nbytes),
+                        }
+                    )
+                    print(rows[-1], flush=True)
+    return rows
+
+
+def measure_growth(repeats: int) -> dict[str, list[Figures]]:
+    """Time per sample as datasets, batches, pictures and ranks grow."""
+    growth: dict[str, list[Figures]] = {"num_samples": [], "batch_size": [], "image_size": [], "ranks": []}
+    datasets = {num_samples: load_pictures(num_samples, 64) for num_samples in (1000, 10_000, 100_000)}
+    # As many samples are taken of each, in turn, so that what else the machine does meets all alike.
+    timed = {str(n): lambda n=n: time_samples(datasets[n], 256, 100_000) for n in datasets}
+    for name, seconds in alternate(repeats, **timed).items():
+        growth["num_samples"].append({"num_samples": int(name), "us_per_sample": 10 * median(seconds)})
+    for dataset in datasets.values():
+        dataset.close()
+    print(growth["num_samples"], flush=True)
+    with load_pictures(4096) as dataset:
+        timed = {str(b): lambda b=b: time_epoch(loader_of(dataset, b)) for b in (1, 8, 32, 128, 512, 2048)}
+        for name, seconds in alternate(repeats, **timed).items():
+            growth["batch_size"].append({"batch_size": int(name), "us_per_sample": 1e6 * median(seconds) / 4096})
+        print(growth["batch_size"], flush=True)
+        for num_ranks in (1, 2, 4):
+            seconds = [time_ranks(dataset, num_ranks) for _ in range(repeats)]
+            per_sample = [1e6 * one / (num_ranks * 4096) for one in seconds]
+            growth["ranks"].append({"ranks": num_ranks, "us_per_sample_of_all": median(per_sample)})
+        print(growth["ranks"], flush=True)
+    for size in (32, 64, 128, 256, 512, 1024):
+        num_samples = min(20_000, 600_000_000 // (3 * size * size))
+        with load_pictures(num_samples, size) as dataset:
+            images = dataset._store.images
+            assert images is not None
+            pair = alternate(
+                repeats,
+                copy=lambda: time_copies(images, 64),  # noqa: B023 - called at once
+                shared=lambda: time_epoch(loader_of(dataset, 64)),
+            )
+            growth["image_size"].append({"image_size": size, **against_copy(pair, images.nbytes)})
+    print(growth["image_size"], flush=True)
+    return growth
+
+
+def time_samples(dataset: Any, batch_size: int, num_samples: int) -> float:
+    """Take so many samples, in as many epochs as that needs."""
+    taken, start = 0, time.perf_counter()
+    while taken < num_samples:
+        for batch in loader_of(dataset, batch_size):
+            taken += len(batch["captions"])
+    return (time.perf_counter() - start) * num_samples / taken
+
+
+def time_ranks(dataset: Any, num_ranks: int) -> float:
+    """Let several processes take an epoch of the one copy at once; give the seconds of the slowest."""
+    context = multiprocessing.get_context("fork")
+    together, answers = context.Barrier(num_ranks), context.SimpleQueue()
+    ranks = [context.Process(target=_be_rank, args=(dataset, together, answers)) for _ in range(num_ranks)]
+    for rank in ranks:
+        rank.start()
+    slowest: float = max(answers.get() for _ in ranks)
+    for rank in ranks:
+        rank.join()
+    return slowest
+
+
+def _be_rank(dataset: Any, together: Any, answers: Any) -> None:
+    torch.set_num_threads(1)  # as torchrun has it
+    time_epoch(loader_of(dataset, 256))
+    together.wait()
+    answers.put(time_epoch(loader_of(dataset, 256)))
+
+
+def measure_endurance(num_epochs: int) -> Figures:
+    """Many epochs: neither slower at the end nor larger."""
+    process = psutil.Process()
+    with load_pictures(3072) as dataset:
+        loader = loader_of(dataset, 64)
+        for _ in range(3):
+            time_epoch(loader)
+        before = process.memory_info().rss
+        seconds = [time_epoch(loader) for _ in range(num_epochs)]
+        grown = process.memory_info().rss - before
+    first, last = median(seconds[:10]), median(seconds[-10:])
+    return {"epochs": num_epochs, "last_ten_to_first_ten": last / first, "grown_bytes": grown, "seconds": seconds}
+
+
+def with_threads(num_threads: int, timed: Callable[[], float]) -> float:
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        return timed()
+    finally:
+        torch.set_num_threads(before)
+
+
+class other_processes:
+    """Keep cores busy with something else for as long as the block lasts."""
+
+    def __init__(self, num_cores: int, *, all_but_one: bool) -> None:
+        self.num_processes = max(0, num_cores - 1) if all_but_one else num_cores
+
+    def __enter__(self) -> None:
+        spin = [sys.executable, "-c", "while True: pass"]
+        self.processes = [subprocess.Popen(spin) for _ in range(self.num_processes)]
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+def parts(repeats: int, num_epochs: int) -> Iterator[tuple[str, Callable[[], Any]]]:
+    yield "images", lambda: measure_images(repeats)
+    yield "audio", lambda: measure_audio(repeats)
+    yield "overhead", lambda: measure_overhead(repeats)
+    yield "workers", lambda: measure_workers(max(3, repeats // 2))
+    yield "growth", lambda: measure_growth(repeats)
+    yield "endurance", lambda: measure_endurance(num_epochs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--epochs", type=int, default=200, help="epochs of the endurance run (default: 200)")
+    parser.add_argument("--parts", default="", help="some of images,audio,overhead,workers,growth,endurance")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "gather")
+    options = parser.parse_args()
+    results_file = options.output / "results.json"
+    wanted = set(filter(None, options.parts.split(",")))
+    # Some parts alone replace those parts of an earlier run, each with its own date.
+    record = json.loads(results_file.read_text()) if wanted and results_file.exists() else {}
+    for name, measure in parts(options.repeats, options.epochs):
+        if not wanted or name in wanted:
+            print(f"{name} …", flush=True)
+            record[name] = {"machine": describe_machine(), "figures": measure()}
+    options.output.mkdir(parents=True, exist_ok=True)
+    results_file.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"results: {results_file}")
+
+
+if __name__ == "__main__":
+    main()
