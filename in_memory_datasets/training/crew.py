@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from queue import SimpleQueue
+from threading import Thread
 
 import torch
 
@@ -12,6 +16,11 @@ import torch
 _MAX_THREADS = 4
 # Bytes that are worth handing to another thread: waking one takes as long as copying half a megabyte.
 _PART_BYTES = 2 * 2**20
+
+Work = Callable[[slice], object]
+Parts = deque[tuple[Work, slice]]
+Outcomes = SimpleQueue["BaseException | None"]
+Calls = SimpleQueue[tuple[Parts, Outcomes] | None]
 
 
 class Crew:
@@ -21,14 +30,17 @@ class Crew:
     a static division, such as OpenMP's in `torch.index_select`, all wait for the thread whose core is taken: with one
     other process on two cores, batches of 5 MB then came at 0.08 of the speed of a bare copy.
 
+    A plain queue and not a `ThreadPoolExecutor`, whose futures cost a tenth of the copy of such a batch.
+
     As many threads work as torch may use (`torch.set_num_threads`), four at most; in DataLoader workers and under
     torchrun's default that is one, the caller.
     """
 
     def __init__(self) -> None:
-        self._helpers: ThreadPoolExecutor | None = None
+        self._calls: dict[int, Calls] = {}  # by process: a child that was forked off has no threads
+        self._threads: list[Thread] = []
 
-    def share(self, work: Callable[[slice], object], *, num_items: int, num_bytes: int) -> None:
+    def share(self, work: Work, *, num_items: int, num_bytes: int) -> None:
         """Do `work` for all of `range(num_items)`, in slices; it must release the GIL and be safe in several threads.
 
         Args:
@@ -40,33 +52,75 @@ class Crew:
         if num_parts < 2 or (num_threads := min(_MAX_THREADS, num_parts, torch.get_num_threads())) < 2:
             work(slice(0, num_items))
             return
-        if self._helpers is None:
-            self._helpers = ThreadPoolExecutor(_MAX_THREADS - 1, thread_name_prefix="in-memory-datasets-copy")
-        step = -(-num_items // num_parts)
-        parts = deque(slice(start, min(start + step, num_items)) for start in range(0, num_items, step))
-
-        def take_parts() -> None:
-            while True:
-                try:
-                    part = parts.popleft()
-                except IndexError:
-                    return
-                work(part)
-
-        helping = [self._helpers.submit(take_parts) for _ in range(num_threads - 1)]
+        bounds = [num_items * part // num_parts for part in range(num_parts + 1)]
+        parts: Parts = deque((work, slice(start, end)) for start, end in pairwise(bounds))
+        outcomes: Outcomes = SimpleQueue()
+        calls = self._calls_to_helpers()
+        for _ in range(num_threads - 1):
+            calls.put((parts, outcomes))
+        num_mine = 0
         try:
-            take_parts()
+            while (taken := _take(parts)) is not None:
+                num_mine += 1
+                work(taken[1])
         finally:
-            parts.clear()
-            for helper in helping:
-                if not helper.cancel():
-                    helper.result()
+            while _take(parts) is not None:  # after an error nobody begins another
+                num_mine += 1
+            errors = [error for _ in range(num_parts - num_mine) if (error := outcomes.get()) is not None]
+        if errors:
+            raise errors[0]
+
+    def _calls_to_helpers(self) -> Calls:
+        """Give the queue the helpers wait at; the first who asks for it starts them."""
+        me = os.getpid()
+        if (calls := self._calls.get(me)) is None:
+            new: Calls = SimpleQueue()
+            calls = self._calls.setdefault(me, new)
+            if calls is new:
+                self._threads = [
+                    Thread(target=_help, args=(calls,), name="in-memory-datasets-copy", daemon=True)
+                    for _ in range(_MAX_THREADS - 1)
+                ]
+                for thread in self._threads:
+                    thread.start()
+                weakref.finalize(self, _dismiss, calls).atexit = False
+        return calls
 
     def close(self) -> None:
         """End the threads; they come back when they are needed."""
-        helpers, self._helpers = self._helpers, None
-        if helpers is not None:
-            helpers.shutdown()
+        if (calls := self._calls.pop(os.getpid(), None)) is not None:
+            _dismiss(calls)
+            for thread in self._threads:
+                thread.join()
 
     def __reduce__(self) -> tuple[type[Crew], tuple[()]]:
         return Crew, ()
+
+
+def _take(parts: Parts) -> tuple[Work, slice] | None:
+    """Take a part; None when none is left."""
+    try:
+        return parts.popleft()
+    except IndexError:
+        return None
+
+
+def _help(calls: Calls) -> None:
+    while (call := calls.get()) is not None:
+        parts, outcomes = call
+        while (taken := _take(parts)) is not None:
+            work, part = taken
+            outcome = None
+            try:
+                work(part)
+            except BaseException as error:  # noqa: BLE001 - the caller raises it
+                outcome = error
+            del work, taken  # which hold the batch, and the caller may already have let go of it
+            outcomes.put(outcome)
+            del outcome
+        del call, parts, outcomes
+
+
+def _dismiss(calls: Calls) -> None:
+    for _ in range(_MAX_THREADS - 1):
+        calls.put(None)

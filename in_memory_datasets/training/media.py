@@ -42,7 +42,7 @@ class HostMedia:
 
         def copy(part: slice) -> None:
             # the default mode would copy through a second buffer
-            np.take(self.samples, wanted[part], axis=0, out=target[part], mode="clip")
+            self.samples.take(wanted[part], axis=0, out=target[part], mode="clip")
 
         self.crew.share(copy, num_items=len(wanted), num_bytes=batch.nbytes)
         return batch

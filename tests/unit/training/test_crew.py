@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import pickle
 import threading
+import weakref
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 
@@ -53,15 +55,43 @@ def test_where_torch_may_use_one_thread_the_caller_works_alone(crew: Crew) -> No
 
 
 def test_nobody_waits_for_a_helper_that_has_not_begun(crew: Crew) -> None:
-    crew.share(lambda part: None, num_items=3, num_bytes=6 * MEGABYTES)
-    assert crew._helpers is not None
-    release = threading.Event()
-    busy = [crew._helpers.submit(release.wait) for _ in range(3)]
+    """All helpers are busy for another thread until the work is done without them."""
+    torch.set_num_threads(4)
+    together, release = threading.Barrier(5, timeout=30), threading.Event()
+
+    def keep_busy(part: slice) -> None:
+        together.wait()
+        release.wait(30)
+
+    other = threading.Thread(target=lambda: crew.share(keep_busy, num_items=4, num_bytes=8 * MEGABYTES))
+    other.start()
+    together.wait()
     done: list[int] = []
     crew.share(lambda part: done.extend(range(50)[part]), num_items=50, num_bytes=100 * MEGABYTES)
     release.set()
+    other.join()
     assert sorted(done) == list(range(50))
-    assert all(helper.result() for helper in busy)
+
+
+def test_what_was_worked_on_is_not_kept(crew: Crew) -> None:
+    """Also by a helper that comes too late, or by one that has nothing else to do."""
+    for _ in range(20):
+        target = np.empty(9)
+        crew.share(lambda part, target=target: target[part].fill(1), num_items=9, num_bytes=100 * MEGABYTES)
+        kept = weakref.ref(target)
+        del target
+        assert kept() is None
+
+
+def test_a_crew_that_nobody_has_any_more_ends_its_threads() -> None:
+    torch.set_num_threads(2)
+    crew = Crew()
+    crew.share(lambda part: None, num_items=3, num_bytes=6 * MEGABYTES)
+    threads = crew._threads
+    del crew
+    for thread in threads:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads)
 
 
 def test_an_error_in_any_part_is_raised(crew: Crew) -> None:
@@ -73,15 +103,17 @@ def test_an_error_in_any_part_is_raised(crew: Crew) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_a_forked_child_whose_helpers_are_gone_does_the_work_itself(crew: Crew) -> None:
+def test_a_forked_child_has_helpers_of_its_own(crew: Crew) -> None:
     crew.share(lambda part: None, num_items=3, num_bytes=6 * MEGABYTES)
     pid = os.fork()
     if pid == 0:
-        done: list[int] = []
-        crew.share(lambda part: done.extend(range(9)[part]), num_items=9, num_bytes=100 * MEGABYTES)
-        os._exit(0 if sorted(done) == list(range(9)) else 1)
+        together = threading.Barrier(3, timeout=30)
+        crew.share(lambda part: together.wait(), num_items=3, num_bytes=6 * MEGABYTES)
+        crew.close()
+        os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def test_a_pickled_crew_has_no_threads() -> None:
-    assert pickle.loads(pickle.dumps(Crew()))._helpers is None
+def test_a_pickled_crew_has_no_threads(crew: Crew) -> None:
+    crew.share(lambda part: None, num_items=3, num_bytes=6 * MEGABYTES)
+    assert pickle.loads(pickle.dumps(crew))._threads == []

@@ -52,7 +52,7 @@ def test_a_batch_that_threads_share_is_the_same() -> None:
     try:
         torch.set_num_threads(4)
         assert np.array_equal(media.images(slots).numpy(), images[slots.numpy()])
-        assert media.crew._helpers is not None
+        assert media.crew._threads
     finally:
         torch.set_num_threads(threads)
         media.crew.close()
