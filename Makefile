@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart train fmt lint imports types test test-wheel docs bench bench-quick static check clean
+.PHONY: help setup quickstart train fmt lint imports types test test-wheel docs bench bench-quick bench-gather bench-serve bench-report static check clean
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -44,17 +44,26 @@ test: setup  ## Run all tests and check the coverage
 	$(BIN)/coverage report --skip-covered
 
 test-wheel: setup  ## Build the wheel and use it from an empty directory
-	rm -rf build
+	rm -rf build/wheel build/lib build/bdist.*
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	cd build && ../$(BIN)/python -I ../tests/docs/use_the_wheel.py wheel/*.whl
 
 docs: setup  ## Run the examples in docstrings and guides
 	$(BIN)/python -m pytest -q tests/docs/test_docstrings.py tests/docs/test_guides.py
 
-bench: bench-quick  ## Run every benchmark
+bench: bench-quick bench-gather bench-serve bench-report  ## Run every benchmark, and make the page of them
 
 bench-quick: setup  ## Five epochs over 10,000 images: on the fly against in memory
 	$(BIN)/python -m benchmarks.bench_quick
+
+bench-gather: setup  ## What serving costs against a bare copy of the same bytes
+	$(BIN)/python -m benchmarks.bench_gather
+
+bench-serve: setup  ## Side by side with other loaders, in environments of their own that it makes in build
+	$(BIN)/python -m benchmarks.serve
+
+bench-report: setup  ## Make docs/explanation/benchmarks.md and its charts of the results
+	$(BIN)/python -m benchmarks.report
 
 static: lint imports types  ## All checks that run nothing
 

@@ -419,10 +419,11 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
         media, serving, spec = self._samples(), self._serving, self._spec
         offsets = self._store.offsets
         assert offsets is not None
-        starts, lengths = serving.cut(offsets[slots + 1] - offsets[slots], draws, spec)
-        failed = ~books.valid.numpy()
-        starts = np.where(failed, -1, offsets[slots] + starts)
-        lengths[failed] = serving.placeholder_frames(spec)
+        starts = offsets[slots]
+        starts, lengths = serving.cut(starts, offsets[slots + 1] - starts, draws, spec)
+        if self._any_failed:
+            failed = ~books.valid.numpy()
+            starts[failed], lengths[failed] = -1, serving.placeholder_frames(spec)
         if serving.transform is not None:
             each = zip(starts.tolist(), lengths.tolist(), strict=True)
             clips = [media.clips([start], [length], length)[0] for start, length in each]

@@ -57,17 +57,15 @@ class HostMedia:
         """
         batch = self._empty((len(starts), num_frames), torch.float32)
         frames, target = self.samples, batch.numpy()
+        silence = np.broadcast_to(frames.dtype.type(0), num_frames)
 
         def copy(part: slice) -> None:
-            for row, start, length in zip(target[part], starts[part], lengths[part], strict=True):
-                if start < 0:
-                    row.fill(0)
-                    continue
-                if frames.dtype == np.int16:
-                    np.multiply(frames[start : start + length], np.float32(_INT16_SCALE), out=row[:length])
-                else:
-                    row[:length] = frames[start : start + length]
-                row[length:] = 0
+            pieces = [silence[:0]]  # of which a batch of no clips is made too
+            for start, length in zip(starts[part], lengths[part], strict=True):
+                pieces += [silence] if start < 0 else [frames[start : start + length], silence[length:]]
+            np.concatenate(pieces, out=target[part].reshape(-1))
+            if frames.dtype == np.int16:
+                np.multiply(target[part], np.float32(_INT16_SCALE), out=target[part])
 
         self.crew.share(copy, num_items=len(starts), num_bytes=batch.nbytes)
         return batch
@@ -124,7 +122,7 @@ class DeviceMedia:
     def clips(self, starts: Sequence[int], lengths: Sequence[int], num_frames: int) -> torch.Tensor:
         """Gather clips as float32, zero-padded, (B, T), as `HostMedia.clips` does; in one kernel for all of them."""
         zeros = self.samples.new_zeros(num_frames)
-        pieces = []
+        pieces = [zeros[:0]]
         for start, length in zip(starts, lengths, strict=True):
             pieces += [zeros] if start < 0 else [self.samples[start : start + length], zeros[length:]]
         batch = torch.cat(pieces).view(len(starts), num_frames)

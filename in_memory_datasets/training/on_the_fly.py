@@ -258,7 +258,8 @@ class AudioTextDataset(OnTheFlyDataset[AudioSpec, AudioServing]):
         serving, spec = self._serving, self._spec
         silence = np.zeros(serving.placeholder_frames(spec), np.float32)
         clips = [silence if sample is None else sample for sample in samples]
-        starts, lengths = serving.cut(np.array([len(clip) for clip in clips], np.int64), draws, spec)
+        num_frames = np.array([len(clip) for clip in clips], np.int64)
+        starts, lengths = serving.cut(np.zeros_like(num_frames), num_frames, draws, spec)
         windows = zip(clips, starts.tolist(), lengths.tolist(), strict=True)
         waveforms = [torch.from_numpy(clip[start : start + length].copy()) for clip, start, length in windows]
         return serving.batch(waveforms, books, spec=spec)

@@ -15,7 +15,7 @@ NUM_ROUNDS = (
 BATCHES_PER_WINDOW = 100
 _MIN_BITS = 8  # Halves of fewer than four bits mix badly, however many rounds there are.
 _MASK = 2**64 - 1
-_GAMMA = 0x9E3779B97F4A7C15
+GAMMA = 0x9E3779B97F4A7C15
 _FACTOR_1, _FACTOR_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
@@ -34,8 +34,8 @@ def order_keys(seed: int, epoch: int, purpose: int = 0) -> NDArray[np.uint64]:
     """
     state = 0
     for word in (seed, epoch, purpose):
-        state = _mix_int((state ^ word) + _GAMMA)
-    return np.array([_mix_int(state + i * _GAMMA) for i in range(1, NUM_ROUNDS + 1)], dtype=np.uint64)
+        state = _mix_int((state ^ word) + GAMMA)
+    return np.array([_mix_int(state + i * GAMMA) for i in range(1, NUM_ROUNDS + 1)], dtype=np.uint64)
 
 
 def permute(positions: NDArray[np.int64], num_items: int, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -84,14 +84,15 @@ def _mix_halves(numbers: NDArray[np.uint64], num_bits: int, keys: NDArray[np.uin
     low, high = numbers & low_mask, numbers >> low_bits
     for number, key in enumerate(keys):
         if number % 2:
-            low ^= _mix(high, key) & low_mask
+            low ^= mix(high, key) & low_mask
         else:
-            high ^= _mix(low, key) & high_mask
+            high ^= mix(low, key) & high_mask
     mixed: NDArray[np.uint64] = (high << low_bits) | low
     return mixed
 
 
-def _mix(numbers: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
+def mix(numbers: NDArray[np.uint64], key: np.uint64 | NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Draw 64 bits that depend on a number and a key alone, for each. Source: SplitMix64, as of `order_keys`."""
     mixed = numbers + key
     mixed ^= mixed >> np.uint64(30)
     mixed *= np.uint64(_FACTOR_1)

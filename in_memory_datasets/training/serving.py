@@ -120,13 +120,13 @@ class AudioServing:
         return min(spec.max_frames, round(self.window_seconds * spec.target_sr))
 
     def cut(
-        self, lengths: NDArray[np.int64], draws: Draws | None, spec: AudioSpec
+        self, starts: NDArray[np.int64], lengths: NDArray[np.int64], draws: Draws | None, spec: AudioSpec
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Choose what is served of clips of these lengths: where it begins, and how many frames it has."""
+        """Choose what is served of clips that begin there and are that long: where it begins, and how long it is."""
         windows = np.minimum(lengths, self.max_frames(spec))
         if self.crop == "start" or draws is None:
-            return np.zeros_like(lengths), windows
-        return draws.crops(lengths - windows + 1), windows
+            return starts, windows
+        return starts + draws.crops(lengths - windows + 1), windows
 
     def placeholder_frames(self, spec: AudioSpec) -> int:
         """Count the frames of silence that stand for a clip that failed: a second, or the longest clip where less."""

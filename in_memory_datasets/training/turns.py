@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from in_memory_datasets.errors import ConfigError
 from in_memory_datasets.store import Block
+from in_memory_datasets.training.order import GAMMA, mix
 
 Captions = Literal["first", "random", "all"]
 Crop = Literal["start", "random"]
@@ -38,11 +39,11 @@ class Draws:
 
     def crops(self, num_starts: NDArray[np.int64]) -> NDArray[np.int64]:
         """Give at which of its possible starts, from 0 on, the part of each clip begins: anywhere, evenly."""
-        return (_mix(self._mixed(_CROP), self.turns) % num_starts.astype(np.uint64)).astype(np.int64)
+        return (_draw(self._mixed(_CROP), self.turns) % num_starts.astype(np.uint64)).astype(np.int64)
 
     def _mixed(self, purpose: int) -> NDArray[np.uint64]:
         seed = np.array([self.seed % 2**64], np.uint64)
-        return _mix(_mix(seed, np.array([purpose])), self.slots)
+        return _draw(_draw(seed, np.array([purpose])), self.slots)
 
 
 class Turns:
@@ -95,9 +96,5 @@ class Turns:
         self._map()
 
 
-def _mix(seed: NDArray[np.uint64], values: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Draw 64 bits that depend on both alone. Source: SplitMix64, Steele, Lea and Flood, OOPSLA 2014."""
-    mixed = seed + (values.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(mixed ^ (mixed >> np.uint64(31)))
+def _draw(seed: NDArray[np.uint64], values: NDArray[np.int64]) -> NDArray[np.uint64]:
+    return mix((values.astype(np.uint64) + np.uint64(1)) * np.uint64(GAMMA), seed)
