@@ -1,6 +1,6 @@
 """What serving from memory costs: against a bare copy of the same bytes, alternated in the same run.
 
-    python -m benchmarks.bench_gather        # about six minutes
+    python -m benchmarks.bench_gather        # about ten minutes
 
 Measured are stock `DataLoader`s over datasets whose rows are made up (pixels and frames do not matter to a copy). The
 bare copy is `numpy.copyto` of consecutive rows into one warm buffer, on one thread. Figures are medians over repeats.
@@ -243,13 +243,8 @@ def measure_workers(repeats: int) -> list[Figures]:
 def measure_growth(repeats: int) -> dict[str, list[Figures]]:
     """Time per sample as datasets, batches, pictures and ranks grow."""
     growth: dict[str, list[Figures]] = {"num_samples": [], "batch_size": [], "image_size": [], "ranks": []}
-    datasets = {num_samples: load_pictures(num_samples, 64) for num_samples in (1000, 10_000, 100_000)}
-    # As many samples are taken of each, in turn, so that what else the machine does meets all alike.
-    timed = {str(n): lambda n=n: time_samples(datasets[n], 256, 100_000) for n in datasets}
-    for name, seconds in alternate(repeats, **timed).items():
-        growth["num_samples"].append({"num_samples": int(name), "us_per_sample": 10 * median(seconds)})
-    for dataset in datasets.values():
-        dataset.close()
+    for size in (224, 64):
+        growth["num_samples"] += measure_sizes(size, max(3, repeats // 2))
     print(growth["num_samples"], flush=True)
     with load_pictures(4096) as dataset:
         timed = {str(b): lambda b=b: time_epoch(loader_of(dataset, b)) for b in (1, 8, 32, 128, 512, 2048)}
@@ -276,13 +271,50 @@ def measure_growth(repeats: int) -> dict[str, list[Figures]]:
     return growth
 
 
-def time_samples(dataset: Any, batch_size: int, num_samples: int) -> float:
+def measure_sizes(size: int, repeats: int, batch_size: int = 256) -> list[Figures]:
+    """Time per sample of datasets of 1,000 to 100,000 pictures, beside a bare copy of their rows in random order."""
+    datasets = {}
+    for num_samples in (1000, 10_000, 100_000):
+        if InMemoryImageTextDataset.plan(Pictures(num_samples, size), image_size=(size, size)).fits:
+            datasets[num_samples] = load_pictures(num_samples, size)
+    # As many samples are taken of each, in turn, so that what else the machine does meets all alike.
+    num_taken = max(datasets)
+    timed: dict[str, Callable[[], float]] = {}
+    for num_samples, dataset in datasets.items():
+        timed[f"{num_samples} loader"] = lambda d=dataset: time_samples(d, batch_size, num_taken)
+        timed[f"{num_samples} copy"] = lambda d=dataset: time_random_copies(d, batch_size, num_taken)
+    per_sample = {name: 1e6 * median(values) / num_taken for name, values in alternate(repeats, **timed).items()}
+    for dataset in datasets.values():
+        dataset.close()
+    return [
+        {
+            "image_size": size,
+            "num_samples": num_samples,
+            "us_per_sample": per_sample[f"{num_samples} loader"],
+            "copy_us_per_sample": per_sample[f"{num_samples} copy"],
+        }
+        for num_samples in datasets
+    ]
+
+
+def time_samples(dataset: Any, batch_size: int, num_taken: int) -> float:
     """Take so many samples, in as many epochs as that needs."""
-    taken, start = 0, time.perf_counter()
-    while taken < num_samples:
-        for batch in loader_of(dataset, batch_size):
-            taken += len(batch["captions"])
-    return (time.perf_counter() - start) * num_samples / taken
+    start = time.perf_counter()
+    for _ in range(num_taken // len(dataset)):
+        time_epoch(loader_of(dataset, batch_size))
+    return time.perf_counter() - start
+
+
+def time_random_copies(dataset: Any, batch_size: int, num_taken: int) -> float:
+    """Copy as many rows into one warm buffer, in random order, on one thread."""
+    images = dataset._store.images
+    buffer, order = np.ones_like(images[:batch_size]), np.random.default_rng(0).permutation(len(images))
+    start = time.perf_counter()
+    for _ in range(num_taken // len(images)):
+        for first in range(0, len(images), batch_size):
+            rows = order[first : first + batch_size]
+            images.take(rows, axis=0, out=buffer[: len(rows)], mode="clip")
+    return time.perf_counter() - start
 
 
 def time_ranks(dataset: Any, num_ranks: int) -> float:
