@@ -33,6 +33,9 @@ from demo.server import DemoServer, serve_demo
 from in_memory_datasets import (
     AudioTextDataset,
     ConfigError,
+    DevicePrefetcher,
+    DurationBatchSampler,
+    EpochSampler,
     FetchOptions,
     ImageTextDataset,
     InMemoryAudioTextDataset,
@@ -625,6 +628,82 @@ def test_subsets_splits_concatenations_and_samplers(images: InMemoryImageTextDat
         for rank in range(2)
     ]
     assert sorted(halves[0] + halves[1]) == list(range(NUM_IMAGES))
+
+
+def test_batches_may_be_held(images: InMemoryImageTextDataset) -> None:
+    """Memory of batches is used again, but never while anybody looks at it."""
+    loader = DataLoader(images, batch_size=4, collate_fn=collate_in_memory_images)
+    epoch, corner = list(loader), next(iter(loader))["images"][0, :, 0, 0].numpy()
+    for _ in range(3):
+        for batch in loader:
+            batch["images"].zero_()
+    held = torch.cat([batch["images"] for batch in epoch])
+    assert all(torch.equal(held[i], images[i]["image"]) for i in range(NUM_IMAGES))
+    assert corner.tolist() == images[0]["image"][:, 0, 0].tolist()
+
+
+# --- order, and devices ---------------------------------------------------------------------------------------------
+
+
+def test_an_epoch_is_resumed_by_another_number_of_ranks(images: InMemoryImageTextDataset) -> None:
+    """No sample is lost or comes twice when a run of one process goes on as one of two, with workers or without."""
+
+    def load(sampler: EpochSampler, num_workers: int) -> DataLoader[Any]:
+        return DataLoader(
+            images, 3, sampler=sampler, num_workers=num_workers, collate_fn=collate_in_memory_images, drop_last=False
+        )
+
+    sampler = EpochSampler(images, seed=5)
+    sampler.set_epoch(2)
+    before = iter(load(sampler, num_workers=2))
+    seen = [i for _ in range(4) for i in next(before)["indices"].tolist()]
+    state = json.loads(json.dumps(sampler.state_dict()))
+    assert len(seen) == state["consumed"] == 12
+    for rank in range(2):
+        half = EpochSampler(images, num_replicas=2, rank=rank)
+        half.load_state_dict(state)
+        seen += [i for batch in load(half, num_workers=0) for i in batch["indices"].tolist()]
+    assert sorted(seen) == list(range(NUM_IMAGES))
+
+
+def test_batches_of_so_many_seconds(clips: InMemoryAudioTextDataset) -> None:
+    """Clips of like length share a batch, and no batch is longer than asked for, padding included."""
+    sampler = DurationBatchSampler(clips, max_batch_seconds=8)
+    batches = list(DataLoader(clips, batch_sampler=sampler, collate_fn=collate_in_memory_audio))
+    assert sorted(i for batch in batches for i in batch["indices"].tolist()) == list(range(NUM_CLIPS))
+    assert all(batch["audio"].numel() <= 8 * 16_000 or len(batch["captions"]) == 1 for batch in batches)
+    assert sampler.statistics().num_batches == len(sampler) == len(batches)
+
+
+def test_random_parts_of_long_clips(hf_clips: datasets.Dataset) -> None:
+    """Another part of a clip is served each epoch, and the same one for the same seed and epoch."""
+    torch.manual_seed(3)
+    arguments: dict[str, Any] = {"fetch": HERE, "progress": False}
+    with (
+        InMemoryAudioTextDataset(hf_clips, max_duration=0.25, crop="random", keep_duration=2.0, **arguments) as parts,
+        InMemoryAudioTextDataset(hf_clips, max_duration=2.0, **arguments) as whole,
+    ):
+        served = []
+        for epoch in (0, 1, 0):
+            parts.set_epoch(epoch)
+            served.append([sample["audio"] for sample in parts])
+        assert all(torch.equal(*pair) for pair in zip(served[0], served[2], strict=True))
+        assert not all(torch.equal(*pair) for pair in zip(served[0], served[1], strict=True))
+        for part, sample in zip(served[0], whole, strict=True):
+            assert len(part) == 4000
+            assert (sample["audio"].unfold(0, 4000, 1) == part).all(1).any()
+
+
+def test_a_device(images: InMemoryImageTextDataset, clips: InMemoryAudioTextDataset) -> None:
+    """A dataset is put on a device, or its batches are; everything else stays as it was."""
+    for dataset, collate in ((images, collate_in_memory_images), (clips, collate_in_memory_audio)):
+        plain = list(DataLoader(dataset, 4, collate_fn=collate))
+        there = list(DataLoader(dataset.to("cpu"), 4, collate_fn=collate))
+        fetched = list(DevicePrefetcher(DataLoader(dataset, 4, collate_fn=collate), "cpu"))
+        for batch, *others in zip(plain, there, fetched, strict=True):
+            for other in others:
+                assert batch.keys() == other.keys()
+                assert all(np.array_equal(batch[name], other[name]) for name in batch)
 
 
 def test_default_collate(images: InMemoryImageTextDataset) -> None:

@@ -26,12 +26,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, DistributedSampler, Subset
+from torch.utils.data import DataLoader, Subset
 
 from demo.dual_encoder import DualEncoder, contrastive_loss, hash_words
 from demo.retrieval import Recall, measure_recall
 from demo.server import DemoServer, serve_demo
 from in_memory_datasets import (
+    EpochSampler,
     FetchOptions,
     InMemoryAudioTextDataset,
     InMemoryImageTextDataset,
@@ -99,9 +100,7 @@ def train_epochs(
     model: DualEncoder, train: Subset[Any], held_out: Subset[Any], options: argparse.Namespace, ranks: Ranks
 ) -> Iterator[Epoch]:
     """Train, and give an account after each epoch."""
-    sampler: DistributedSampler[Any] = DistributedSampler(
-        train, ranks.world_size, ranks.rank, seed=options.seed, drop_last=True
-    )
+    sampler = EpochSampler(train, seed=options.seed, drop_last=True)  # asks torch.distributed for the ranks
     batch_size = min(options.batch_size // ranks.world_size, len(sampler))
     loader = make_loader(train, batch_size, ranks, sampler=sampler, drop_last=True)
     parallel = DistributedDataParallel(model) if ranks.world_size > 1 else model
