@@ -111,19 +111,17 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
 
     def _samples(self) -> HostMedia | DeviceMedia:
         """Give the samples where they are served from; to a device they are copied when the first is asked for."""
+        if self._device != _CPU and get_worker_info() is not None:
+            raise ConfigError(
+                f"this dataset lies on {self._device}, and worker processes would each copy it there: take "
+                "num_workers=0, which is the fast way for it, or the dataset that to() was called on"
+            )
         if self._media is None:
             store = self._store
             samples = store.frames if store.images is None else store.images
             assert samples is not None
-            if self._device == _CPU:
-                self._media = HostMedia(samples)
-            elif get_worker_info() is None:
-                self._media = DeviceMedia.copy_of(samples, self._device)
-            else:
-                raise ConfigError(
-                    f"this dataset lies on {self._device}, and worker processes would each copy it there: take "
-                    "num_workers=0, which is the fast way for it, or the dataset that to() was called on"
-                )
+            here = self._device == _CPU
+            self._media = HostMedia(samples) if here else DeviceMedia.copy_of(samples, self._device)
         return self._media
 
     def to(self, device: str | torch.device) -> Self:

@@ -57,16 +57,21 @@ class HostMedia:
         """
         batch = self._empty((len(starts), num_frames), torch.float32)
         frames, target = self.samples, batch.numpy()
-        silence = np.broadcast_to(frames.dtype.type(0), num_frames)
+        silence, scale = np.broadcast_to(np.float32(0), num_frames), np.float32(_INT16_SCALE)
 
-        def copy(part: slice) -> None:
+        def join(part: slice) -> None:
             pieces = [silence[:0]]  # of which a batch of no clips is made too
             for start, length in zip(starts[part], lengths[part], strict=True):
                 pieces += [silence] if start < 0 else [frames[start : start + length], silence[length:]]
             np.concatenate(pieces, out=target[part].reshape(-1))
-            if frames.dtype == np.int16:
-                np.multiply(target[part], np.float32(_INT16_SCALE), out=target[part])
 
+        def convert(part: slice) -> None:
+            for row, start, length in zip(target[part], starts[part], lengths[part], strict=True):
+                num_frames = 0 if start < 0 else length
+                np.multiply(frames[start : start + num_frames], scale, out=row[:num_frames])
+                row[num_frames:] = 0
+
+        copy = join if frames.dtype == np.float32 else convert
         self.crew.share(copy, num_items=len(starts), num_bytes=batch.nbytes)
         return batch
 
