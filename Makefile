@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart train fmt lint imports types test test-wheel docs bench bench-quick bench-gather bench-serve bench-report static check clean
+.PHONY: help setup quickstart train fmt lint imports types test test-wheel docs bench bench-quick bench-gather bench-serve bench-device bench-report static check clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -61,6 +61,9 @@ bench-gather: setup  ## What serving costs against a bare copy of the same bytes
 
 bench-serve: setup  ## Side by side with other loaders, in environments of their own that it makes in build
 	$(BIN)/python -m benchmarks.serve
+
+bench-device: setup  ## What batches cost on a GPU
+	$(BIN)/python -m benchmarks.bench_device
 
 bench-report: setup  ## Make docs/explanation/benchmarks.md and its charts of the results
 	$(BIN)/python -m benchmarks.report

@@ -1,7 +1,7 @@
 """What batches cost on an accelerator: gathered there, or copied there while a step computes.
 
-    python -m benchmarks.bench_device                  # about five minutes on a GPU with 20 GB
-    python -m benchmarks.bench_device --device cpu --num-images 500 --repeats 1     # does everything run?
+    python -m benchmarks.bench_device     # on a GPU with 20 GB
+    python -m benchmarks.bench_device --device cpu --num-images 4 --num-steps 1 --repeats 1     # does it run?
 
 Measured are, alternately and as medians: the gather on the device against a copy of as many bytes within the device; a
 stock `DataLoader` behind a `DevicePrefetcher` against bare copies of pinned memory; an epoch; and by how much training

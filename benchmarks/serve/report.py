@@ -18,8 +18,9 @@ METHOD = (
     "Warm is the median of the epochs after the first, cold the first one after opening. Before opening, the peer's "
     "files are dropped from the page cache (posix_fadvise DONTNEED; mincore tells what stayed: "
     "page_cache_left_when_cold); what lives in memory alone is cold once it has been filled. Figures are medians over "
-    "repeats, each repeat a process of its own; the share of memcpy is taken within a repeat. One more epoch, not "
-    "timed, is compared with the samples: every one exactly once, bit for bit, or within 6 grey levels of mean "
+    "repeats, each repeat a process of its own; the share of memcpy is taken within a repeat. Worker processes are "
+    "kept from one epoch to the next (persistent_workers). One more epoch, not timed, is compared with the samples: "
+    "every one exactly once, bit for bit, or within 6 grey levels of mean "
     "distance after JPEG; a row without that has no figures."
 )
 _FOOTNOTES = (
@@ -95,7 +96,9 @@ def as_markdown(rows: list[Row]) -> str:
     for media in dict.fromkeys(row["media"] for row in rows):
         chosen = [row for row in rows if row["media"] == media]
         workers = list(dict.fromkeys(row["workers"] for row in chosen))
-        heads = [f"{phase}, {number} workers" for phase in ("warm", "cold") for number in workers]
+        heads = [
+            f"{phase}, {number} worker{'' if number == 1 else 's'}" for phase in ("warm", "cold") for number in workers
+        ]
         parts.append(f"### {media}: samples per second (share of memcpy)\n")
         parts.append(f"| peer | stored | samples | {' | '.join(heads)} | CPU µs/sample¹ | first batch ms¹ | peak MB² |")
         parts.append(f"|---|---|{'---:|' * (len(heads) + 4)}")
@@ -127,7 +130,7 @@ def _line(rows: list[Row], workers: list[int]) -> str:
 
 def _notes(rows: list[Row]) -> list[str]:
     lines = [
-        f"- {row['peer']}: {row['configuration']} ({row['source'] or 'bare'}). {row['notes']}".rstrip()
+        f"- {row['peer']}: `{row['configuration']}` ({row['source'] or 'bare'}). {row['notes']}".rstrip()
         for row in {row["peer"]: row for row in rows}.values()
     ]
     errors = {(row["peer"], row["workers"], row["error"]): None for row in rows if row["error"]}

@@ -154,6 +154,7 @@ class RowTable:
         self.checksum: NDArray[np.uint64] = columns["checksum"].to_numpy()
         captions = columns["captions"]
         self._caption_of_slot: NDArray[np.int64] = captions.offsets.to_numpy()
+        self._one_each = np.array_equal(self._caption_of_slot, np.arange(self.num_rows + 1))
         _, offsets, text = captions.values.buffers()
         self._text_of_caption = np.frombuffer(offsets, np.int64) if offsets else np.zeros(1, np.int64)
         self._text = memoryview(text) if text else memoryview(b"")
@@ -181,11 +182,14 @@ class RowTable:
             slots: int64, shape (B,).
             numbers: Which of its captions each row gives, int64 (B,); None for the first.
         """
-        chosen, ends = self._caption_of_slot[slots], self._caption_of_slot[slots + 1]
-        if numbers is not None:
-            chosen = chosen + numbers
-        # the caption behind a row's last is another row's: it is cut to no length
-        starts, stops = self._text_of_caption[chosen], self._text_of_caption[np.minimum(chosen + 1, ends)]
+        if self._one_each and numbers is None:
+            chosen, ends = slots, slots + 1  # the common case, which takes half the steps
+        else:
+            chosen, ends = self._caption_of_slot[slots], self._caption_of_slot[slots + 1]
+            if numbers is not None:
+                chosen = chosen + numbers
+            ends = np.minimum(chosen + 1, ends)  # the caption behind a row's last is another row's: cut to no length
+        starts, stops = self._text_of_caption[chosen], self._text_of_caption[ends]
         text = self._text
         return [str(text[start:stop], "utf-8") for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
 

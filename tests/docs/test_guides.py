@@ -38,6 +38,7 @@ PAPERS = [
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
     FORMAT,
+    ROOT / "docs/explanation/benchmarks.md",
     *sorted((ROOT / "docs/explanation/decisions").glob("*.md")),
 ]
 NUM_ROWS = 24

@@ -43,7 +43,14 @@ class MappedTensorDict(Peer):
         dataset: Any = TensorDict.load_memmap(str(place / "memmap"))
         names = ["image", "index"] if samples.media == "image" else ["audio", "length", "index"]
         name = (ImagesByIndex if samples.media == "image" else ClipsByIndex)(samples.captions)
-        loader = DataLoader(dataset, batch_size=batch_size, shuffle=True, num_workers=num_workers, collate_fn=_as_it_is)
+        loader = DataLoader(
+            dataset,
+            batch_size=batch_size,
+            shuffle=True,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            collate_fn=_as_it_is,
+        )
         return Feed(loader, lambda batch: name([batch[key] for key in names]))
 
 
@@ -84,7 +91,9 @@ class Monai(Peer):
         """Put the cache into a loader of theirs."""
         from monai.data import DataLoader
 
-        return DataLoader(dataset, batch_size=batch_size, shuffle=True, num_workers=num_workers)
+        return DataLoader(
+            dataset, batch_size=batch_size, shuffle=True, num_workers=num_workers, persistent_workers=num_workers > 0
+        )
 
 
 class MonaiThreads(Monai):
@@ -135,6 +144,7 @@ class Stocaching(Peer):
             batch_size=batch_size,
             shuffle=True,
             num_workers=num_workers,
+            persistent_workers=num_workers > 0,
         )
         return Feed(loader, name_images)
 

@@ -28,7 +28,7 @@ class Ffcv(Peer):
         "order=OrderOption.RANDOM, os_cache=True, drop_last=False, pipelines: SimpleRGBImageDecoder, ToTensor, "
         "ToTorchImage)"
     )
-    source = "https://docs.ffcv.io/performance_guide.html"
+    source = "https://docs.ffcv.io/parameter_tuning.html"
     notes = "workers are threads; captions from a list by index; the cold epoch compiles its pipeline"
 
     def prepare(self, samples: Samples, place: Path) -> None:
@@ -180,7 +180,11 @@ class Lhotse(Peer):
         cuts = CutSet.from_file(place / "cuts.jsonl").to_eager()
         sampler: Any = SimpleCutSampler(cuts, max_cuts=batch_size, shuffle=True, drop_last=False)
         dataset: Any = _Cuts()
-        return Feed(DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=num_workers))
+        return Feed(
+            DataLoader(
+                dataset, sampler=sampler, batch_size=None, num_workers=num_workers, persistent_workers=num_workers > 0
+            )
+        )
 
 
 class _Cuts:

@@ -72,6 +72,7 @@ class Arrow(Peer):
             batch_size=batch_size,
             shuffle=True,
             num_workers=num_workers,
+            persistent_workers=num_workers > 0,
             collate_fn=self.collate(samples),
         )
         return Feed(loader, _number_images) if images else Feed(loader)

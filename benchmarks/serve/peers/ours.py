@@ -56,7 +56,14 @@ class Ours(Peer):
 
         collate = collate_in_memory_images if samples.media == "image" else collate_in_memory_audio
         return Feed(
-            DataLoader(dataset, batch_size=batch_size, shuffle=True, collate_fn=collate, num_workers=num_workers)
+            DataLoader(
+                dataset,
+                batch_size=batch_size,
+                shuffle=True,
+                collate_fn=collate,
+                num_workers=num_workers,
+                persistent_workers=num_workers > 0,
+            )
         )
 
 

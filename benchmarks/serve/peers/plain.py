@@ -103,6 +103,7 @@ class TensorList(Peer):
             batch_size=batch_size,
             shuffle=True,
             num_workers=num_workers,
+            persistent_workers=num_workers > 0,
             collate_fn=default_collate if images else collate_clips,
         )
         return Feed(loader, name_images) if images else Feed(loader)
@@ -127,7 +128,14 @@ class PictureList(Peer):
 
         rows: Any = [(Image.fromarray(samples.image(i)), samples.captions[i], i) for i in range(len(samples))]
         return Feed(
-            DataLoader(rows, batch_size=batch_size, shuffle=True, num_workers=num_workers, collate_fn=_stack_pictures)
+            DataLoader(
+                rows,
+                batch_size=batch_size,
+                shuffle=True,
+                num_workers=num_workers,
+                persistent_workers=num_workers > 0,
+                collate_fn=_stack_pictures,
+            )
         )
 
 
@@ -154,7 +162,16 @@ class Tensors(Peer):
         from torch.utils.data import DataLoader
 
         dataset, unpack = _as_tensors(samples)
-        return Feed(DataLoader(dataset, batch_size=batch_size, shuffle=True, num_workers=num_workers), unpack)
+        return Feed(
+            DataLoader(
+                dataset,
+                batch_size=batch_size,
+                shuffle=True,
+                num_workers=num_workers,
+                persistent_workers=num_workers > 0,
+            ),
+            unpack,
+        )
 
 
 class BatchedTensors(Tensors):
@@ -172,7 +189,12 @@ class BatchedTensors(Tensors):
 
         dataset, unpack = _as_tensors(samples)
         sampler: Any = BatchSampler(RandomSampler(dataset), batch_size, drop_last=False)
-        return Feed(DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=num_workers), unpack)
+        return Feed(
+            DataLoader(
+                dataset, batch_size=None, sampler=sampler, num_workers=num_workers, persistent_workers=num_workers > 0
+            ),
+            unpack,
+        )
 
 
 def _as_tensors(samples: Samples) -> tuple[Any, Any]:

@@ -81,7 +81,9 @@ class LitData(Peer):
             str(place / "chunks"), shuffle=True, drop_last=False, batch_decode=0, transform=self.transform()
         )
         options: dict[str, Any] = {} if samples.media == "image" else {"collate_fn": collate_writable_clips}
-        loader = litdata.StreamingDataLoader(dataset, batch_size=batch_size, num_workers=num_workers, **options)
+        loader = litdata.StreamingDataLoader(
+            dataset, batch_size=batch_size, num_workers=num_workers, persistent_workers=num_workers > 0, **options
+        )
         return Feed(loader, name_images) if samples.media == "image" else Feed(loader)
 
     def transform(self) -> Any:
@@ -165,7 +167,13 @@ class Mosaic(Peer):
         clean_stale_shared_memory()  # of a process that was killed
         dataset: Any = StreamingDataset(local=str(place / "shards"), shuffle=True, batch_size=batch_size)
         collate = self.collate if samples.media == "image" else collate_writable_clips
-        loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
+        loader = DataLoader(
+            dataset,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            collate_fn=collate,
+        )
         return Feed(loader, name_images) if samples.media == "image" else Feed(loader)
 
     @staticmethod
@@ -265,7 +273,9 @@ class WebDataset(Peer):
         dataset = wds.WebDataset(shards, shardshuffle=100).shuffle(1000).decode("rgb8")
         dataset = dataset.map(_name_image if images else _name_clip)
         dataset = dataset.batched(batch_size, collation_fn=_stack_images if images else collate_clips)
-        return Feed(wds.WebLoader(dataset, batch_size=None, num_workers=num_workers))
+        return Feed(
+            wds.WebLoader(dataset, batch_size=None, num_workers=num_workers, persistent_workers=num_workers > 0)
+        )
 
 
 def _name_image(sample: dict[str, Any]) -> dict[str, Any]:
