@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.bench_quick import describe_machine
 from in_memory_datasets import (
+    DurationBatchSampler,
     InMemoryAudioTextDataset,
     InMemoryImageTextDataset,
     collate_in_memory_audio,
@@ -154,6 +155,7 @@ def measure_audio(repeats: int) -> list[Figures]:
                         repeats,
                         copy=lambda: time_copies(frames, per_batch),  # noqa: B023 - called at once
                         shared=lambda: time_epoch(loader_of(dataset, batch_size)),  # noqa: B023
+                        alike=lambda: time_alike(dataset, per_batch / 16_000),  # noqa: B023
                     )
                     rows.append(
                         {
@@ -165,6 +167,12 @@ def measure_audio(repeats: int) -> list[Figures]:
                     )
                     print(rows[-1], flush=True)
     return rows
+
+
+def time_alike(dataset: InMemoryAudioTextDataset, max_batch_seconds: float) -> float:
+    """Take an epoch in batches of clips of like length, which is planned meanwhile."""
+    sampler = DurationBatchSampler(dataset, max_batch_seconds)
+    return time_epoch(DataLoader(dataset, batch_sampler=sampler, collate_fn=collate_in_memory_audio))
 
 
 def measure_overhead(repeats: int) -> Figures:

@@ -63,22 +63,26 @@ def audio(rows: Record) -> Section:
     findings, cells = [], []
     for row in rows:
         low, high = row["clip_seconds"]
-        seconds, found = f"{low:g}–{high:g} s", row["shared"]
-        finding = Finding(AUDIO, f"{seconds}, {row['dtype']}, B = {row['batch_size']}", found["ratio"])
-        findings.append(finding)
-        ratio = spread(found["ratio"], found["ratio_range"])
-        speeds = [f"{speed:.2f}" for speed in (row["copy_gb_per_s"], found["gb_per_s"])]
-        cells.append([seconds, row["dtype"], f"{row['batch_size']}", *speeds, ratio, f"{AUDIO}", finding.verdict])
-    heads = ["clips", "at rest", "B", "bare copy, GB/s", "loader, GB/s", "ratio (range)", "target", ""]
+        seconds = f"{low:g}–{high:g} s"
+        for name, batches in (("shared", "at random"), ("alike", "of like length")):
+            found = row[name]
+            finding = Finding(AUDIO, f"{seconds}, {row['dtype']}, B = {row['batch_size']}, {batches}", found["ratio"])
+            findings.append(finding)
+            ratio = spread(found["ratio"], found["ratio_range"])
+            speeds = [f"{speed:.2f}" for speed in (row["copy_gb_per_s"], found["gb_per_s"])]
+            what = [seconds, row["dtype"], batches, f"{row['batch_size']}"]
+            cells.append([*what, *speeds, ratio, f"{AUDIO}", finding.verdict])
+    heads = ["clips", "at rest", "batches", "B", "bare copy, GB/s", "loader, GB/s", "ratio (range)", "target", ""]
     return Section(
         [
             "### Clips",
             "",
             "Clips of even lengths between two bounds, at 16 kHz, in shuffled order and padded to the longest of their "
             "batch. The bytes that count are those of the frames as float32: the zeros of the padding have to be "
-            "written too and count for nothing, and int16 has to be converted.",
+            "written too and count for nothing, and int16 has to be converted. Batches of like length are those of "
+            "`DurationBatchSampler`, of as many seconds as B clips have on average, and have next to no padding.",
             "",
-            *table(heads, cells, num_text=2),
+            *table(heads, cells, num_text=3),
         ],
         findings,
     )
