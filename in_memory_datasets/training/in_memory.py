@@ -129,7 +129,8 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
 
         The samples are copied there at once. Rows and captions stay in memory, and so do the samples, for saving and
         for the other processes of the machine; `to("cpu")` gives a dataset that serves from there, without a copy.
-        Use it with `num_workers=0` and without `pin_memory`.
+        Use it with `num_workers=0` and without `pin_memory`. Both datasets read the same rows and block: retry what
+        failed before, and close them together, by closing either.
 
         Raises:
             ConfigError: Arrays and pictures were asked for, which are on no device.
