@@ -16,7 +16,9 @@ import os
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,6 +31,7 @@ from torch.utils.data import DataLoader
 from benchmarks.bench_quick import describe_machine
 from in_memory_datasets import (
     DurationBatchSampler,
+    EpochSampler,
     InMemoryAudioTextDataset,
     InMemoryImageTextDataset,
     collate_in_memory_audio,
@@ -361,6 +364,64 @@ def measure_endurance(num_epochs: int) -> Figures:
     return {"epochs": num_epochs, "last_ten_to_first_ten": last / first, "grown_bytes": grown, "seconds": seconds}
 
 
+def measure_order(repeats: int) -> dict[str, Any]:
+    """What an order costs that is a formula, and what batches of like length save."""
+    rows = []
+    for num_samples in (10_000, 1_000_000, 100_000_000):
+        num_drawn = min(num_samples, 1_000_000)
+        middle = {"seed": 0, "epoch": 0, "consumed": num_samples // 2, "num_samples": num_samples}
+        seconds = alternate(
+            repeats,
+            draw=lambda: timed(lambda: deque(islice(EpochSampler(range(num_samples)), num_drawn), 0)),  # noqa: B023
+            resume=lambda: timed(lambda: resume(num_samples, middle)),  # noqa: B023 - called at once
+        )
+        rows.append(
+            {
+                "num_samples": num_samples,
+                "us_per_index": 1e6 * median(seconds["draw"]) / num_drawn,
+                "resume_us": 1e6 * median(seconds["resume"]),
+            }
+        )
+    clips = _Lengths(100_000)
+    plan = alternate(repeats, plan=lambda: timed(lambda: len(DurationBatchSampler(clips, 600))))["plan"]
+    sampler = DurationBatchSampler(clips, 600)
+    batches = clips.lengths[: 32 * (len(clips) // 32)].reshape(-1, 32)
+    return {
+        "epoch_sampler": rows,
+        "duration_sampler": {
+            "num_clips": len(clips),
+            "us_per_clip": 1e6 * median(plan) / len(clips),
+            "padding_waste": sampler.padding_waste,
+            "padding_waste_at_random": 1 - float(batches.sum() / (batches.max(axis=1).sum() * 32)),
+        },
+    }
+
+
+def resume(num_samples: int, state: dict[str, int]) -> int:
+    sampler = EpochSampler(range(num_samples))
+    sampler.load_state_dict(state)
+    return next(iter(sampler))
+
+
+class _Lengths:
+    """Lengths of clips of 1 to 30 seconds, most of them short."""
+
+    sampling_rate, pad_to = 16_000, "longest"
+
+    def __init__(self, num_clips: int) -> None:
+        drawn = np.random.default_rng(0).uniform(0, np.log(30), num_clips)
+        self.lengths = (16_000 * np.exp(drawn)).astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+def timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
 def with_threads(num_threads: int, timed: Callable[[], float]) -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
@@ -392,6 +453,7 @@ def parts(repeats: int, num_epochs: int) -> Iterator[tuple[str, Callable[[], Any
     yield "overhead", lambda: measure_overhead(repeats)
     yield "workers", lambda: measure_workers(max(3, repeats // 2))
     yield "growth", lambda: measure_growth(repeats)
+    yield "order", lambda: measure_order(repeats)
     yield "endurance", lambda: measure_endurance(num_epochs)
 
 
@@ -399,7 +461,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--epochs", type=int, default=200, help="epochs of the endurance run (default: 200)")
-    parser.add_argument("--parts", default="", help="some of images,audio,overhead,workers,growth,endurance")
+    parser.add_argument("--parts", default="", help="some of images,audio,overhead,workers,growth,order,endurance")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "gather")
     options = parser.parse_args()
     results_file = options.output / "results.json"

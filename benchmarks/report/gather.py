@@ -216,6 +216,28 @@ def _ends(points: Sequence[tuple[float, float]]) -> str:
     return f"{first_y:.1f} at {first_x:,.0f} and {last_y:.1f} at {last_x:,.0f}"
 
 
+def order(figures: Record) -> Section:
+    """Say what it costs to shuffle and to resume, and how little of a batch is padding."""
+    cells = [
+        [f"{row['num_samples']:,}", f"{row['us_per_index']:.3f}", f"{row['resume_us']:.1f}"]
+        for row in figures["epoch_sampler"]
+    ]
+    clips = figures["duration_sampler"]
+    return Section(
+        [
+            "`EpochSampler`, shuffled. Resuming is making a sampler, loading a state from the middle of the epoch and "
+            "drawing the first index.",
+            "",
+            *table(["samples", "µs per index", "µs to resume"], cells, num_text=0),
+            f"`DurationBatchSampler` plans an epoch of {clips['num_clips']:,} clips of 1 to 30 seconds, most of them "
+            f"short, at {clips['us_per_clip']:.2f} µs each. In batches of 600 seconds "
+            f"{100 * clips['padding_waste']:.2f} % is padding, in batches of 32 clips at random "
+            f"{100 * clips['padding_waste_at_random']:.1f} %.",
+            "",
+        ]
+    )
+
+
 def endurance(figures: Record) -> Section:
     """Show that the last epochs are like the first."""
     ratio, epochs = figures["last_ten_to_first_ten"], figures["epochs"]

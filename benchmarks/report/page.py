@@ -36,6 +36,7 @@ _PARTS: list[tuple[str, str, Callable[[Record], Section]]] = [
     ("overhead", "a batch of one", gather.overhead),
     ("workers", "workers", gather.workers),
     ("growth", "how cost grows", gather.growth),
+    ("order", "order", gather.order),
     ("endurance", "many epochs", gather.endurance),
 ]
 
@@ -66,6 +67,7 @@ def make_page(results: Path) -> Page:
         join("## The gather against a bare copy", parts["images"], parts["audio"], parts["overhead"]),
         join("## Workers", parts["workers"]),
         join("## How cost grows", parts["growth"]),
+        join("## Order", parts["order"]),
         join("## Many epochs", parts["endurance"]),
         join(
             "## Side by side with others",
