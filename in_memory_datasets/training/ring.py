@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import reduction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -65,6 +65,16 @@ class Ticket:
         return self.offset + (last + 1) * self.dtype.itemsize
 
 
+class _Lease(NamedTuple):
+    """That a place is held, for as long as there are views of its memory."""
+
+    memory: weakref.ref[NDArray[np.uint8]]
+    place: int
+    number: int
+    role: int
+    pid: int
+
+
 class Ring:
     """Places for batches in one block of shared memory; a place is free when sender and receiver have let go of it.
 
@@ -85,8 +95,8 @@ class Ring:
         self.name = name or os.urandom(8).hex()
         self._table = np.frombuffer(self._block.map(0, _TABLE_BYTES), np.int64)[: 3 * _NUM_PLACES].reshape(-1, 3)
         self._maps: dict[int, mmap.mmap] = {}
-        self._leases: dict[int, weakref.ref[NDArray[np.uint8]]] = {}
-        self._lock = threading.Lock()
+        self._leases: dict[int, _Lease] = {}
+        self._locks: dict[int, threading.RLock] = {}  # by process: a forked child may have found one taken
         _rings[self.name] = self
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
@@ -118,6 +128,7 @@ class Ring:
         Raises:
             StoreError: Something else lies in a place by now.
         """
+        self._let_go_of_what_is_gone()
         if any(self._table[ticket.place, _NUMBER] != ticket.number for ticket in tickets):
             raise StoreError("a worker process died while its batch was under way, and the batch is gone")
         ends: dict[int, int] = {}
@@ -125,8 +136,8 @@ class Ring:
             ends[ticket.place] = max(ends.get(ticket.place, 0), ticket.end)
         storages = {}
         for place, end in ends.items():
-            self._table[place, _RECEIVER] = os.getpid()
             storages[place] = torch.from_numpy(self._lease(place, end, _RECEIVER)).untyped_storage()
+            self._table[place, _RECEIVER] = os.getpid()
         return [
             torch.empty(0, dtype=ticket.dtype).set_(
                 storages[ticket.place], ticket.offset // ticket.dtype.itemsize, ticket.shape, ticket.stride
@@ -136,7 +147,7 @@ class Ring:
 
     def _claim(self) -> int | None:
         """Take a free place, one whose pages this process knows if it can be."""
-        with self._lock, self._locked():
+        with self._one_thread(), self._one_process():
             free = np.flatnonzero(~self._table[:, _SENDER:].any(axis=1)).tolist()
             place = next((place for place in self._maps if place in free), None)
             if place is None:
@@ -149,8 +160,12 @@ class Ring:
             self._table[place, _SENDER] = os.getpid()
             return place
 
+    def _one_thread(self) -> threading.RLock:
+        me = os.getpid()
+        return self._locks.get(me) or self._locks.setdefault(me, threading.RLock())
+
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _one_process(self) -> Iterator[None]:
         fcntl.lockf(self._block.fd, fcntl.LOCK_EX)  # let go of by the kernel when its holder dies
         try:
             yield
@@ -158,6 +173,7 @@ class Ring:
             fcntl.lockf(self._block.fd, fcntl.LOCK_UN)
 
     def _bury_the_dead(self) -> None:
+        self._let_go_of_what_is_gone()
         holders = self._table[:, _SENDER:]
         for pid in np.unique(np.abs(holders)).tolist():
             if pid and not _is_alive(pid):
@@ -165,21 +181,33 @@ class Ring:
 
     def _lease(self, place: int, num_bytes: int, role: int) -> NDArray[np.uint8]:
         """Give the memory of a place to somebody, until the last view of it is gone."""
-        memory = self._map(place, num_bytes)
-        lease = np.frombuffer(memory, np.uint8, num_bytes)
-        table, leases, me = self._table, self._leases, os.getpid()
+        memory = np.frombuffer(self._map(place, num_bytes), np.uint8, num_bytes)
+        reference = weakref.ref(memory, self._hear_that_it_is_gone)
+        number = int(self._table[place, _NUMBER])
+        self._leases[id(reference)] = _Lease(reference, place, number, role, os.getpid())
+        return memory
 
-        def let_go(reference: weakref.ref[NDArray[np.uint8]]) -> None:
-            del leases[id(reference)]
+    def _hear_that_it_is_gone(self, reference: weakref.ref[NDArray[np.uint8]]) -> None:
+        # A signal handler may raise in here, as PyTorch's does when a worker has died, and Python drops such an error.
+        self._let_go(id(reference))
+
+    def _let_go_of_what_is_gone(self) -> None:
+        """Let go of places that were not let go of when their last view went, because a signal came in between."""
+        for key in list(self._leases):
+            self._let_go(key)
+
+    def _let_go(self, key: int) -> None:
+        with self._one_thread():
+            lease = self._leases.get(key)
+            if lease is None or lease.memory() is not None:
+                return
+            place, holders = lease.place, self._table[lease.place]
             # In a forked child the last view goes too, of a place that is its parent's.
-            if table[place, role] == me == os.getpid():
-                if role == _RECEIVER and place >= _NUM_WARM_PLACES and hasattr(mmap, "MADV_REMOVE"):
-                    memory.madvise(mmap.MADV_REMOVE)
-                table[place, role] = 0
-
-        reference = weakref.ref(lease, let_go)
-        leases[id(reference)] = reference
-        return lease
+            if lease.pid == os.getpid() == holders[lease.role] and lease.number == holders[_NUMBER]:
+                if lease.role == _RECEIVER and place >= _NUM_WARM_PLACES and hasattr(mmap, "MADV_REMOVE"):
+                    self._maps[place].madvise(mmap.MADV_REMOVE)
+                holders[lease.role] = 0
+            self._leases.pop(key, None)
 
     def _map(self, place: int, num_bytes: int) -> mmap.mmap:
         memory = self._maps.get(place)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,13 @@ def places_taken() -> int:
     ring = shared_ring()
     assert ring is not None
     return int(ring._table[:, 1:].any(axis=1).sum())
+
+
+def wait_for_places(count: int) -> None:
+    deadline = time.monotonic() + 30
+    while places_taken() != count:
+        assert time.monotonic() < deadline, f"{places_taken()} places are taken, expected {count}"
+        time.sleep(0.05)
 
 
 def right(batch: dict[str, Any]) -> bool:
@@ -91,16 +100,25 @@ def test_an_epoch_that_is_broken_off_leaves_no_place_taken(persistent: bool) -> 
         assert places_taken() == 0
 
 
+def kill_and_go_on(pid: int, batches: Iterator[dict[str, Any]]) -> None:
+    """PyTorch raises as soon as it hears that a worker has ended, which can be here as well as there."""
+    os.kill(pid, signal.SIGKILL)
+    deque(batches, maxlen=0)
+
+
 @pytest.mark.parametrize("persistent", [False, True])
 def test_a_killed_worker_is_named_and_leaves_nothing_behind(persistent: bool) -> None:
     with images() as dataset:
-        loader = loader_of(dataset, persistent_workers=persistent)
+        # so many batches that none of them is the last one when the worker ends, however late it does
+        loader = loader_of(dataset, persistent_workers=persistent, sampler=list(range(48)) * 100)
         batches = iter(loader)
         first = next(batches)
+        # Once they have drawn ahead what they may, workers wait. One that dies within a lock of multiprocessing, as it
+        # may while it is at work, leaves PyTorch waiting for that lock.
+        wait_for_places(1 + loader.num_workers * loader.prefetch_factor)
         victim = batches._workers[0]
-        os.kill(victim.pid, signal.SIGKILL)
         with pytest.raises(RuntimeError, match=rf"worker \(pid\(?s?\)? ?{victim.pid}\)"):
-            list(batches)
+            kill_and_go_on(victim.pid, batches)
         assert right(first)
         del batches, first, victim
         loader._iterator = None

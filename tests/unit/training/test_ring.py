@@ -6,8 +6,10 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -47,6 +49,29 @@ def test_a_place_is_free_when_both_sides_have_let_go() -> None:
     assert places_taken(ring) == 1
     assert (view == 5).all()
     del view
+    assert places_taken(ring) == 0
+
+
+def test_a_place_is_free_too_when_a_signal_comes_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's handler raises when a worker has died, and in what Python calls when a tensor goes nobody hears it."""
+    ring = Ring()
+    lost: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: lost.append(unraisable.exc_value))
+
+    def interrupt(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code is Ring._hear_that_it_is_gone.__code__:
+            raise RuntimeError("a worker was killed")
+
+    received = cross({"images": torch.ones(100_000)}, ring)
+    tracer = sys.gettrace()
+    sys.settrace(interrupt)
+    try:
+        del received
+    finally:
+        sys.settrace(tracer)
+    assert [str(error) for error in lost] == ["a worker was killed"]
+    assert places_taken(ring) == 1
+    assert cross({"images": torch.ones(100_000)}, ring)["images"].sum() == 100_000
     assert places_taken(ring) == 0
 
 
