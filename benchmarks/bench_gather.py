@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -378,8 +378,8 @@ def measure_order(repeats: int) -> dict[str, Any]:
         middle = {"seed": 0, "epoch": 0, "consumed": num_samples // 2, "num_samples": num_samples}
         seconds = alternate(
             repeats,
-            draw=lambda: timed(lambda: deque(islice(EpochSampler(range(num_samples)), num_drawn), 0)),  # noqa: B023
-            resume=lambda: timed(lambda: resume(num_samples, middle)),  # noqa: B023 - called at once
+            draw=lambda: time_call(lambda: draw(num_samples, num_drawn)),  # noqa: B023 - called at once
+            resume=lambda: time_call(lambda: resume(num_samples, middle)),  # noqa: B023 - called at once
         )
         rows.append(
             {
@@ -389,7 +389,7 @@ def measure_order(repeats: int) -> dict[str, Any]:
             }
         )
     clips = _Lengths(100_000)
-    plan = alternate(repeats, plan=lambda: timed(lambda: len(DurationBatchSampler(clips, 600))))["plan"]
+    plan = alternate(repeats, plan=lambda: time_call(lambda: len(DurationBatchSampler(clips, 600))))["plan"]
     sampler = DurationBatchSampler(clips, 600)
     batches = clips.lengths[: 32 * (len(clips) // 32)].reshape(-1, 32)
     return {
@@ -401,6 +401,10 @@ def measure_order(repeats: int) -> dict[str, Any]:
             "padding_waste_at_random": 1 - float(batches.sum() / (batches.max(axis=1).sum() * 32)),
         },
     }
+
+
+def draw(num_samples: int, num_drawn: int) -> None:
+    deque(islice(EpochSampler(range(num_samples)), num_drawn), maxlen=0)
 
 
 def resume(num_samples: int, state: dict[str, int]) -> int:
@@ -422,7 +426,7 @@ class _Lengths:
         return len(self.lengths)
 
 
-def timed(work: Callable[[], object]) -> float:
+def time_call(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
@@ -453,31 +457,34 @@ class other_processes:
             process.wait()
 
 
-def parts(repeats: int, num_epochs: int) -> Iterator[tuple[str, Callable[[], Any]]]:
-    yield "images", lambda: measure_images(repeats)
-    yield "audio", lambda: measure_audio(repeats)
-    yield "overhead", lambda: measure_overhead(repeats)
-    yield "workers", lambda: measure_workers(max(3, repeats // 2))
-    yield "growth", lambda: measure_growth(repeats)
-    yield "order", lambda: measure_order(repeats)
-    yield "endurance", lambda: measure_endurance(num_epochs)
+PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "images": lambda options: measure_images(options.repeats),
+    "audio": lambda options: measure_audio(options.repeats),
+    "overhead": lambda options: measure_overhead(options.repeats),
+    "workers": lambda options: measure_workers(max(3, options.repeats // 2)),
+    "growth": lambda options: measure_growth(options.repeats),
+    "order": lambda options: measure_order(options.repeats),
+    "endurance": lambda options: measure_endurance(options.epochs),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--epochs", type=int, default=200, help="epochs of the endurance run (default: 200)")
-    parser.add_argument("--parts", default="", help="some of images,audio,overhead,workers,growth,order,endurance")
+    parser.add_argument("--parts", default="", help=f"some of {','.join(PARTS)}, instead of all")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "gather")
     options = parser.parse_args()
     results_file = options.output / "results.json"
     wanted = set(filter(None, options.parts.split(",")))
+    if unknown := wanted - set(PARTS):
+        parser.error(f"no such parts: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     # Some parts alone replace those parts of an earlier run, each with its own date.
     record = json.loads(results_file.read_text()) if wanted and results_file.exists() else {}
-    for name, measure in parts(options.repeats, options.epochs):
+    for name, measure in PARTS.items():
         if not wanted or name in wanted:
             print(f"{name} …", flush=True)
-            record[name] = {"machine": describe_machine(), "figures": measure()}
+            record[name] = {"machine": describe_machine(), "figures": measure(options)}
     options.output.mkdir(parents=True, exist_ok=True)
     results_file.write_text(json.dumps(record, indent=1) + "\n")
     print(f"results: {results_file}")

@@ -173,7 +173,6 @@ class Ring:
             fcntl.lockf(self._block.fd, fcntl.LOCK_UN)
 
     def _bury_the_dead(self) -> None:
-        self._let_go_of_what_is_gone()
         holders = self._table[:, _SENDER:]
         for pid in np.unique(np.abs(holders)).tolist():
             if pid and not _is_alive(pid):

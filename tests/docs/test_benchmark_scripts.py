@@ -27,3 +27,12 @@ def test_the_benchmark_of_devices_runs_with_the_processor_as_the_device(tmp_path
     assert record["epoch"]["on_device_seconds"] > 0 < record["epoch"]["prefetched_seconds"]
     assert record["waiting"]["steps"] == 1
     assert record["waiting"]["on_device_waiting_share"] < 1 > record["waiting"]["prefetched_waiting_share"]
+
+
+def test_the_benchmark_of_the_gather_refuses_a_part_it_does_not_have(tmp_path: Path) -> None:
+    arguments = ["--parts", "order,images,speed", "--output", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks.bench_gather", *arguments]
+    result = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert "no such parts: speed; there are images, audio," in result.stderr
+    assert list(tmp_path.iterdir()) == []

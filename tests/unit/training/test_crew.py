@@ -102,7 +102,6 @@ def test_an_error_in_any_part_is_raised(crew: Crew) -> None:
         crew.share(fail, num_items=10, num_bytes=20 * MEGABYTES)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_forked_child_has_helpers_of_its_own(crew: Crew) -> None:
     crew.share(lambda part: None, num_items=3, num_bytes=6 * MEGABYTES)
     pid = os.fork()

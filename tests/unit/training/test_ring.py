@@ -241,7 +241,6 @@ def _drop_views(batch: list[torch.Tensor], connection: Connection) -> None:
     connection.send("dropped")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_forked_child_that_drops_its_parents_batch_frees_nothing() -> None:
     ring = Ring()
     batch = [cross({"images": torch.ones(100_000)}, ring)["images"]]
