@@ -1,6 +1,6 @@
 """What serving from memory costs: against a bare copy of the same bytes, alternated in the same run.
 
-    python -m benchmarks.bench_gather        # about ten minutes
+    python -m benchmarks.bench_gather        # about five minutes
 
 Measured are stock `DataLoader`s over datasets whose rows are made up (pixels and frames do not matter to a copy). The
 bare copy is `numpy.copyto` of consecutive rows into one warm buffer, on one thread. Figures are medians over repeats.
