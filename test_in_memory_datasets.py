@@ -43,6 +43,7 @@ from in_memory_datasets import (
     LoadError,
     MemoryLimitError,
     StoreError,
+    cache,
     collate_audio,
     collate_images,
     collate_in_memory_audio,
@@ -486,7 +487,81 @@ def test_too_large_is_refused_before_anything_is_fetched(gate: Gate, server: Dem
         assert len(dataset) == 6
 
 
+def test_what_does_not_fit_decoded_lies_encoded(
+    images: InMemoryImageTextDataset, clips: InMemoryAudioTextDataset, gate: Gate, server: DemoServer
+) -> None:
+    """Encoded or mixed, it is the same dataset in less memory, and each sample is fetched once."""
+    rows = image_rows(gate, server)
+    arguments: dict[str, Any] = {"fetch": HERE, "progress": False}
+    with InMemoryImageTextDataset(rows, storage="encoded", **arguments) as encoded:
+        assert gate.num_requests == NUM_IMAGES
+        assert encoded.nbytes < images.nbytes / 4
+        assert torch.equal(encoded.__getitems__(range(30)).images, images.__getitems__(range(30)).images)
+    with InMemoryImageTextDataset(rows, storage="auto", memory_limit="3MB", **arguments) as mixture:
+        assert mixture.nbytes < 3_000_000
+        assert mixture.report.num_decoded > 5 < mixture.report.num_encoded
+        assert torch.equal(mixture.__getitems__(range(30)).images, images.__getitems__(range(30)).images)
+    with InMemoryAudioTextDataset(server.sound_rows(NUM_CLIPS), storage="encoded", **arguments) as quieter:
+        assert quieter.nbytes < clips.nbytes / 2
+        torch.testing.assert_close(quieter[2]["audio"], clips[2]["audio"], rtol=0, atol=1 / 32_768)
+
+
+def test_as_many_as_fit(gate: Gate, server: DemoServer) -> None:
+    """max_samples="auto" takes rows from the front until the memory is full, and fetches no other."""
+    rows = image_rows(gate, server)
+    with InMemoryImageTextDataset(rows, max_samples="auto", memory_limit="1MB", fetch=HERE, progress=False) as dataset:
+        assert len(dataset) == 6 == gate.num_requests
+        assert dataset.nbytes < 1_000_000
+
+
 # --- once, and never again ------------------------------------------------------------------------------------------
+
+
+def test_a_load_that_was_broken_off_goes_on(gate: Gate, server: DemoServer, tmp_path: Path) -> None:
+    """What one process had in place before it was killed, the next one does not ask for again."""
+    rows = image_rows(gate, server)
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    script = """
+import json, os, sys
+from in_memory_datasets import FetchOptions, InMemoryImageTextDataset
+from in_memory_datasets.store import StoreWriter
+loaded = StoreWriter.loaded
+def die_after_some(writer, *sample):
+    loaded(writer, *sample)
+    if writer.num_loaded == 12:
+        os.kill(os.getpid(), 9)
+StoreWriter.loaded = die_after_some
+InMemoryImageTextDataset(
+    json.load(open(sys.argv[1])), cache_dir=sys.argv[2], progress=False,
+    fetch=FetchOptions(allow_private_addresses=True, retries=0, concurrency=2),
+)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "rows.json"), str(tmp_path / "cache")]
+    assert subprocess.run(command, cwd=ROOT, check=False, timeout=100).returncode == -9
+    before = gate.num_requests
+    with InMemoryImageTextDataset(rows, cache_dir=tmp_path / "cache", fetch=HERE, progress=False) as dataset:
+        assert gate.num_requests - before == NUM_IMAGES - 12
+        assert dataset.verify() == []
+        assert dataset.report.num_ok == NUM_IMAGES
+        (entry,) = cache.entries(tmp_path / "cache")
+        assert (entry.num_samples, entry.complete, entry.in_use) == (NUM_IMAGES, True, True)
+
+
+def test_an_altered_sample_is_loaded_again_and_no_other(gate: Gate, server: DemoServer, tmp_path: Path) -> None:
+    """`verify` names what differs from its checksum, and `retry_failed` asks for nothing else."""
+    rows = image_rows(gate, server)
+    with InMemoryImageTextDataset(rows, cache_dir=tmp_path, fetch=HERE, progress=False) as dataset:
+        right = dataset[1]["image"]
+        (samples,) = tmp_path.glob("*/samples.safetensors")
+        with open(samples, "r+b") as file:
+            file.seek(200_000)
+            file.write(b"\0\1\2\3\4\5")
+        assert dataset.verify() == [1]
+        before = gate.num_requests
+        assert dataset.retry_failed(reasons={"checksum"}).num_failed == 0
+        assert gate.num_requests - before == 1
+        assert dataset.verify() == []
+        assert torch.equal(dataset[1]["image"], right)
 
 
 def test_the_second_run_asks_for_nothing(gate: Gate, server: DemoServer, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from in_memory_datasets.errors import (
 from in_memory_datasets.schema import Failure, FetchOptions, LoadReport, MemoryPlan
 
 if TYPE_CHECKING:
+    import in_memory_datasets.store.cache as cache
     import in_memory_datasets.training.presets as presets
     from in_memory_datasets.training.batches import (
         collate_audio,
@@ -60,6 +61,7 @@ __all__ = [
     "MissingExtraError",
     "SampleError",
     "StoreError",
+    "cache",
     "collate_audio",
     "collate_images",
     "collate_in_memory_audio",
@@ -67,6 +69,7 @@ __all__ = [
     "presets",
 ]
 
+_MODULES = {"cache": "store.cache", "presets": "training.presets"}
 _TORCH_NAMES = {
     "AudioTextDataset": "on_the_fly",
     "DevicePrefetcher": "device",
@@ -83,8 +86,8 @@ _TORCH_NAMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "presets":
-        return importlib.import_module("in_memory_datasets.training.presets")
+    if name in _MODULES:
+        return importlib.import_module(f"in_memory_datasets.{_MODULES[name]}")
     if name in _TORCH_NAMES:
         module = importlib.import_module(f"in_memory_datasets.training.{_TORCH_NAMES[name]}")
         return getattr(module, name)

@@ -104,17 +104,20 @@ def host_of(url: str) -> str:
 
 
 # Query fields in which signed or keyed URLs carry what must not be shown.
+_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/?#\s]*@")
 _SECRET_FIELD = re.compile(
     r"(?i)([?&;](?:[^=&;]*(?:signature|credential|token|secret|passw|api_?key|access_?key)[^=&;]*|sig|key|auth)=)[^&;#]*"
 )
 
 
 def strip_credentials(url: str) -> str:
-    """Replace the user, the password and signed query fields of a URL by "***".
+    """Replace users, passwords and signed query fields of a URL by "***"; in a chain and in a sentence likewise.
 
     Example:
         >>> strip_credentials("https://me:secret@a.example/x.jpg?size=2&token=abc")
         'https://***@a.example/x.jpg?size=2&token=***'
+        >>> strip_credentials("zip://a.jpg::s3://me:secret@bucket/x.zip")
+        'zip://a.jpg::s3://***@bucket/x.zip'
     """
     try:
         parts = urlsplit(url)
@@ -122,6 +125,7 @@ def strip_credentials(url: str) -> str:
             url = urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
     except ValueError:  # not a URL that can be split: hide whatever stands before an @
         url = re.sub(r"//[^/@]*@", "//***@", url)
+    url = _USER.sub(r"\1***@", url)
     return _SECRET_FIELD.sub(r"\1***", url)
 
 
@@ -159,10 +163,13 @@ class ImageSpec:
     Attributes:
         image_size: (width, height) in pixels.
         resize: "stretch" to the size, "crop" the centre of the filled size, or "pad" the fitted picture with black.
+        recompress: Of pictures that are kept encoded, and have more pixels than are served: ("jpeg", quality) keeps a
+            JPEG of the size that is served; None keeps them as they are.
     """
 
     image_size: tuple[int, int] = (224, 224)
     resize: Resize = "stretch"
+    recompress: tuple[str, int] | None = None
 
     def __post_init__(self) -> None:
         size = self.image_size
@@ -174,6 +181,13 @@ class ImageSpec:
             raise ConfigError(f"image_size={size!r}: expected (width, height), two whole numbers from 1 to 65535")
         object.__setattr__(self, "image_size", (size[0], size[1]))  # a list, as JSON gives it, becomes a tuple
         check_choice("resize", self.resize, ("stretch", "crop", "pad"))
+        if self.recompress is None:
+            return
+        match self.recompress:
+            case ("jpeg", int(quality)) if not isinstance(quality, bool) and 1 <= quality <= 100:
+                object.__setattr__(self, "recompress", ("jpeg", quality))  # a list, likewise
+            case _:
+                raise ConfigError(f'recompress={self.recompress!r}: expected ("jpeg", quality from 1 to 100) or None')
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +304,9 @@ class LoadReport:
         seconds: How long the load took.
         bytes_fetched: Encoded bytes read from all sources.
         nbytes: Bytes held at rest.
+        num_decoded: Samples that lie decoded.
+        num_encoded: Samples that lie encoded, and are decoded whenever they are served.
+        num_on_disk: Samples of a `cache_dir` for which there is no room in memory, decoded or encoded.
     """
 
     num_samples: int
@@ -301,6 +318,9 @@ class LoadReport:
     seconds: float
     bytes_fetched: int
     nbytes: int
+    num_decoded: int
+    num_encoded: int
+    num_on_disk: int
 
     def __str__(self) -> str:
         rate = self.num_samples / self.seconds if self.seconds > 0 else 0.0
@@ -308,6 +328,10 @@ class LoadReport:
             f"{self.num_ok:,} of {self.num_samples:,} samples loaded in {self.seconds:.1f} s ({rate:,.0f}/s); "
             f"{format_bytes(self.bytes_fetched)} fetched, {format_bytes(self.nbytes)} in memory"
         ]
+        if self.num_encoded or self.num_on_disk:
+            lines.append(
+                f"{self.num_decoded:,} lie decoded, {self.num_encoded:,} encoded, {self.num_on_disk:,} on disk"
+            )
         if self.num_failed:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.by_reason.items())
             lines.append(f"{self.num_failed:,} failed: {reasons}")
@@ -330,17 +354,45 @@ LimitedBy = Literal["cgroup", "machine", "memory_limit"]
 
 
 @dataclass(frozen=True, slots=True)
+class TierPlan:
+    """What a dataset would take in one form.
+
+    Attributes:
+        name: "decoded", "int16" (clips at half the size) or "encoded".
+        bytes_needed: What the block would hold; None where that is not known.
+        fits: Whether that fits; False where it is not known to.
+        num_samples_that_fit: The most samples that would.
+        is_upper_bound: True where lengths are unknown beforehand and the longest was assumed.
+        is_estimate: True where a part of the samples was measured and stands for all.
+    """
+
+    name: str
+    bytes_needed: int | None
+    fits: bool
+    num_samples_that_fit: int
+    is_upper_bound: bool
+    is_estimate: bool
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """What a dataset would take, computed before anything is fetched; prints as a table.
 
     Attributes:
-        num_samples: Samples asked for; None where the dataset does not know its length.
-        bytes_needed: What the block will hold; None where `num_samples` is.
+        num_samples: Samples asked for, with `max_samples="auto"` those that fit; None where the dataset does not know
+            its length.
+        bytes_needed: What the block will hold, in the `storage` asked for; None where that is not known.
         bytes_available: What may be used.
         fits: Whether it fits; False where it is not known to.
         num_samples_that_fit: The most samples that would.
         limited_by: What sets the limit: "cgroup" (the container), "machine" or "memory_limit" (the argument).
         is_upper_bound: True where lengths are unknown beforehand and the longest was assumed.
+        storage: The form asked for.
+        tiers: What every form would take.
+        num_decoded: With `storage="auto"`, how many would lie decoded; None where that is not known.
+        num_on_disk: And how many would find no room in memory, even encoded.
+        seconds: How long the load may take, from a probe; None without one.
+        num_probed: Samples that were fetched for it.
     """
 
     num_samples: int | None
@@ -350,18 +402,43 @@ class MemoryPlan:
     num_samples_that_fit: int
     limited_by: LimitedBy
     is_upper_bound: bool = False
+    storage: str = "decoded"
+    tiers: tuple[TierPlan, ...] = ()
+    num_decoded: int | None = None
+    num_on_disk: int | None = None
+    seconds: float | None = None
+    num_probed: int = 0
 
     def __str__(self) -> str:
-        bound = "at most " if self.is_upper_bound else ""
-        needed = "unknown" if self.bytes_needed is None else bound + format_bytes(self.bytes_needed)
-        rows = (
-            ("samples", "unknown" if self.num_samples is None else f"{self.num_samples:,}"),
-            ("memory needed", needed),
-            ("memory available", f"{format_bytes(self.bytes_available)} ({self.limited_by})"),
-            ("fits", "yes" if self.fits else "no"),
-            ("samples that fit", f"{self.num_samples_that_fit:,}"),
-        )
-        return "\n".join(f"{name:<18}{value}" for name, value in rows)
+        lines = [
+            f"{'samples':<18}" + ("unknown" if self.num_samples is None else f"{self.num_samples:,}"),
+            f"{'memory available':<18}{format_bytes(self.bytes_available)} ({self.limited_by})",
+            f"{'':<18}{'memory needed':<18}{'fits':<6}{'samples that fit':>16}",
+        ]
+        for tier in self.tiers or (_only_tier(self),):
+            kind = "at most " if tier.is_upper_bound else "about " if tier.is_estimate else ""
+            needed = "unknown" if tier.bytes_needed is None else kind + format_bytes(tier.bytes_needed)
+            fits = "yes" if tier.fits else "?" if tier.bytes_needed is None else "no"
+            lines.append(f"{'  ' + tier.name:<18}{needed:<18}{fits:<6}{tier.num_samples_that_fit:>16,}")
+        if self.num_decoded is not None and self.num_samples is not None:
+            num_encoded = self.num_samples - self.num_decoded - (self.num_on_disk or 0)
+            mixture = f"{self.num_decoded:,} decoded, {num_encoded:,} encoded"
+            lines.append(f"{'mixture':<18}{mixture}" + (f", {self.num_on_disk:,} on disk" if self.num_on_disk else ""))
+        if self.seconds is not None:
+            lines.append(f"{'load time':<18}about {_format_seconds(self.seconds)} ({self.num_probed} samples probed)")
+        return "\n".join(lines)
+
+
+def _only_tier(plan: MemoryPlan) -> TierPlan:
+    return TierPlan(
+        plan.storage, plan.bytes_needed, plan.fits, plan.num_samples_that_fit, plan.is_upper_bound, is_estimate=False
+    )
+
+
+def _format_seconds(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def format_bytes(num_bytes: int) -> str:
@@ -382,7 +459,7 @@ def format_bytes(num_bytes: int) -> str:
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKMGTP]?)(i?)[bB]?\s*")
 
 
-def parse_bytes(size: int | str) -> int:
+def parse_bytes(size: int | str, *, name: str = "memory_limit") -> int:
     """Read a size: a number of bytes, or text such as "16GB" (16·10⁹) or "16GiB" (16·2³⁰).
 
     Raises:
@@ -396,6 +473,6 @@ def parse_bytes(size: int | str) -> int:
         return size
     match = _SIZE.fullmatch(size) if isinstance(size, str) else None
     if match is None or float(match[1]) == 0 or (match[3] and not match[2]):
-        raise ConfigError(f"memory_limit={size!r}: expected bytes above 0, or text such as '16GB' or '16GiB'")
+        raise ConfigError(f"{name}={size!r}: expected bytes above 0, or text such as '16GB' or '16GiB'")
     power = "KMGTP".index(match[2].upper()) + 1 if match[2] else 0
     return int(float(match[1]) * (1024 if match[3] else 1000) ** power)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from in_memory_datasets.schema import AudioSpec, Failure, ImageSpec, Row, Source
-from in_memory_datasets.store import Store, StoreWriter
+from in_memory_datasets.store import Promotion, Store, StoreWriter
 
 IMAGE_SPEC = ImageSpec((8, 6))
 AUDIO_SPEC = AudioSpec(target_sr=100, max_duration=1.0, dtype="int16")
@@ -62,3 +62,56 @@ def check_threads_agree(decode: Callable[[bytes], NDArray[Any]], data: Sequence[
     with ThreadPoolExecutor(num_threads) as threads:
         for results in threads.map(decode_all, range(num_threads)):
             assert all(np.array_equal(one, other) for one, other in zip(alone, results, strict=True))
+
+
+def make_encoded_store(
+    spec: ImageSpec | AudioSpec,
+    samples: Sequence[bytes | None],
+    *,
+    num_frames: int = 0,
+    num_decoded: int = 0,
+    directory: Path | None = None,
+) -> Store:
+    """Write bytes for encoded samples; the first `num_decoded` are decoded, to nothing but their length."""
+
+    def decode(encoded: memoryview) -> NDArray[Any]:
+        if isinstance(spec, ImageSpec):
+            return np.full((spec.image_size[1], spec.image_size[0], 3), len(encoded), np.uint8)
+        return np.full(num_frames, len(encoded), spec.dtype)
+
+    with StoreWriter(spec, encoded=True, directory=directory) as writer:
+        writer.add_rows(make_rows([(f"caption {i}",) for i in range(len(samples))]))
+        for slot, sample in enumerate(samples):
+            if sample is None:
+                writer.failed(Failure(slot, f"/data/{slot}.bin", "fetch", "not_found", "there is no such file", "", 1))
+            else:
+                writer.loaded(slot, writer.put(slot, np.frombuffer(sample, np.uint8), num_frames))
+        return writer.finish(Promotion(num_decoded=num_decoded, decode=decode) if num_decoded else None)
+
+
+def damage(data: bytes, draw: np.random.Generator) -> bytes:
+    """Alter, drop, insert, swap or cut some bytes."""
+    changed = bytearray(data)
+    for _ in range(draw.integers(1, 4)):
+        # As often among the samples, which come last, as in the long header.
+        first = max(0, len(changed) - 500) if draw.integers(0, 2) else 0
+        at = int(draw.integers(first, max(1, len(changed))))
+        length = int(draw.integers(1, 20))
+        kind = draw.integers(0, 6)
+        if kind == 0:
+            changed[at : at + 1] = bytes([int(draw.integers(0, 256))])
+        elif kind == 1:
+            changed[at : at + length] = draw.bytes(length)
+        elif kind == 2:
+            del changed[at : at + length]
+        elif kind == 3:
+            changed[at:at] = draw.bytes(length)
+        elif kind == 4:
+            other = int(draw.integers(0, max(1, len(changed))))
+            changed[at : at + length], changed[other : other + length] = (
+                changed[other : other + length],
+                changed[at : at + length],
+            )
+        else:
+            del changed[at:]
+    return bytes(changed)

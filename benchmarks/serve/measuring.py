@@ -16,6 +16,7 @@ from benchmarks.serve.peers import Feed
 
 _SAMPLING_SECONDS = 0.1
 _TICKS = os.sysconf("SC_CLK_TCK")
+_LOWEST_BIT = bytes(value & 1 for value in range(256))  # of what mincore(2) says of a page, the rest is not defined
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,19 +120,32 @@ class MemoryWatch:
 
 def evict(directory: Path) -> float | None:
     """Drop all files of a directory from the page cache; give the share that stayed, None where there are no files."""
-    files = [path for path in directory.rglob("*") if path.is_file() and path.stat().st_size]
-    num_pages = num_resident = 0
-    for path in files:
+    for path in _files(directory):
         fd = os.open(path, os.O_RDONLY)
         try:
             os.fsync(fd)  # what is not written yet cannot be dropped
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(fd)
+    return resident_share(directory)
+
+
+def resident_share(directory: Path) -> float | None:
+    """Give the share of the pages of all files of a directory that is in memory, None where there are no files."""
+    num_pages = num_resident = 0
+    for path in _files(directory):
+        fd = os.open(path, os.O_RDONLY)
+        try:
             resident = _residency(fd)
         finally:
             os.close(fd)
         num_pages += len(resident)
-        num_resident += sum(page & 1 for page in resident)
-    return num_resident / num_pages if files else None
+        num_resident += resident.translate(_LOWEST_BIT).count(1)
+    return num_resident / num_pages if num_pages else None
+
+
+def _files(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_file() and path.stat().st_size]
 
 
 def _residency(fd: int) -> bytes:

@@ -81,7 +81,7 @@ def rgb_from_array(array: np.ndarray[Any, Any]) -> Pixels:
         >>> rgb_from_array(np.ones((1, 2), bool)).tolist()
         [[[255, 255, 255], [255, 255, 255]]]
     """
-    if array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4) and array.shape[0] in (1, 2, 3, 4):
+    if _has_channels_first(array.shape):
         array = array.transpose(1, 2, 0)
     if array.ndim == 2:
         array = array[:, :, None]
@@ -98,6 +98,20 @@ def rgb_from_array(array: np.ndarray[Any, Any]) -> Pixels:
         array = ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
     rgb: Pixels = np.broadcast_to(array, (*array.shape[:2], 3))
     return rgb
+
+
+def size_of_array(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Give the (width, height) of an array that is a picture to `rgb_from_array`.
+
+    Example:
+        >>> size_of_array((20, 30)), size_of_array((20, 30, 3)), size_of_array((3, 20, 30))
+        ((30, 20), (30, 20), (30, 20))
+    """
+    return (shape[2], shape[1]) if _has_channels_first(shape) else (shape[1], shape[0])
+
+
+def _has_channels_first(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 3 and shape[2] not in (1, 2, 3, 4) and shape[0] in (1, 2, 3, 4)
 
 
 def _eight_bits(array: np.ndarray[Any, Any]) -> Pixels:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from in_memory_datasets.decode.colour import rgb_from_array, rgb_from_picture
+from in_memory_datasets.decode.colour import rgb_from_array, rgb_from_picture, size_of_array
 from in_memory_datasets.decode.decode_memory import decode_memory
 from in_memory_datasets.decode.jpeg import (
     MAX_SCANS,
@@ -159,12 +159,46 @@ def _decode_object(data: Any, spec: ImageSpec) -> Pixels:
 def _decode_picture(picture: Any, spec: ImageSpec, *, orientation: int | None = None) -> Pixels:
     if 0 in picture.size:
         raise DecodeError(f"a picture of {picture.size[0]}×{picture.size[1]} pixels", reason="empty")
-    bytes_per_pixel = _PILLOW_BYTES_PER_PIXEL.get(picture.format, _OTHER_BYTES_PER_PIXEL)
-    with decode_memory().reserve(bytes_per_pixel * picture.size[0] * picture.size[1]):
+    with decode_memory().reserve(_pillow_bytes(picture)):
         picture.load()
         if orientation is None:
             orientation = pillow_orientation(picture)
         return _finish(rgb_from_picture(picture), orientation, spec)
+
+
+def _pillow_bytes(picture: Any) -> int:
+    """Estimate what a decode by Pillow holds."""
+    bytes_per_pixel = _PILLOW_BYTES_PER_PIXEL.get(picture.format, _OTHER_BYTES_PER_PIXEL)
+    return int(bytes_per_pixel * picture.size[0] * picture.size[1])
+
+
+def has_more_pixels(data: Any, *, spec: ImageSpec) -> bool:
+    """Tell whether a picture has more pixels, in width or height, than are made of the whole of it.
+
+    Args:
+        data: What `decode_image` has decoded with the same `spec`.
+
+    Cost: the header is read. Where it leaves open which way up the picture is, and that decides, one decode.
+    """
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        data = bytes(data)
+        if data.startswith(b"\xff\xd8") and (header := read_jpeg_header(data)) is not None:
+            return _is_larger((header.width, header.height), header.orientation, spec)
+        picture = open_picture(data, max_pixels=MAX_PIXELS)
+        if (upright := _is_larger(picture.size, 1, spec)) == _is_larger(picture.size, 6, spec):
+            return upright
+        with decode_memory().reserve(_pillow_bytes(picture)):
+            picture.load()
+        return _is_larger(picture.size, pillow_orientation(picture), spec)
+    if hasattr(data, "getbands"):
+        return _is_larger(data.size, pillow_orientation(data), spec)
+    return _is_larger(size_of_array(np.shape(data)), 1, spec)
+
+
+def _is_larger(size: tuple[int, int], orientation: int, spec: ImageSpec) -> bool:
+    width, height = (size[1], size[0]) if orientation >= 5 else size
+    fitted_width, fitted_height = fitted_size((width, height), spec)
+    return width > fitted_width or height > fitted_height
 
 
 def _finish(pixels: Pixels, orientation: int, spec: ImageSpec) -> Pixels:

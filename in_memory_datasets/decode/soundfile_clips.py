@@ -41,7 +41,7 @@ def read_with_soundfile(data: bytes, *, name: str, spec: AudioSpec) -> tuple[Fra
     headerless = _HEADERLESS.get(extension(name), {})
     if headerless.get("subtype") == "GSM610" and not _is_gsm(data):
         headerless = {}
-    with _path_to(data) as path:
+    with path_to(data) as path:
         try:
             clip = soundfile.SoundFile(path)
         except soundfile.LibsndfileError:
@@ -81,7 +81,7 @@ def _is_gsm(data: bytes) -> bool:
 
 
 @contextmanager
-def _path_to(data: bytes) -> Iterator[str]:
+def path_to(data: bytes) -> Iterator[str]:
     """Lay bytes behind a path.
 
     libsndfile reads a file without calling back into Python: no GIL per block, and no exception lost inside a callback

@@ -109,9 +109,17 @@ def finish_waveform(mono: Frames, rate: int, spec: AudioSpec) -> Waveform:
         if mono.size == 0:
             raise DecodeError(f"shorter than one frame at {spec.target_sr} Hz", reason="empty")
     mono = mono[: spec.max_frames]
-    kept: Waveform
-    if spec.dtype == "int16":
-        kept = np.clip(np.rint(mono * np.float32(32_768)), -32_768, 32_767).astype(np.int16)
-    else:
-        kept = np.clip(mono, -1.0, 1.0)
-    return kept
+    return as_int16(mono) if spec.dtype == "int16" else np.clip(mono, -1.0, 1.0)
+
+
+def as_int16(waveform: Waveform) -> Waveform:
+    """Turn a waveform into int16: times 32768, rounded and clipped; int16 stays as it is.
+
+    Example:
+        >>> as_int16(np.array([-1.0, 0.5, 1.0], np.float32)).tolist()
+        [-32768, 16384, 32767]
+    """
+    if waveform.dtype == np.int16:
+        return waveform
+    frames: Waveform = np.clip(np.rint(waveform * np.float32(32_768)), -32_768, 32_767).astype(np.int16)
+    return frames

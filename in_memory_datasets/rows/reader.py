@@ -13,7 +13,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -29,14 +29,17 @@ from in_memory_datasets.schema import Row, strip_credentials
 _NUM_LIGHT_ROWS, _NUM_HEAVY_ROWS = 1000, 32
 
 
-def open_rows(data: Any, *, media_col: ColumnSpec, txt_col: ColumnSpec, max_samples: int | None) -> RowReader:
+MaxSamples = int | Literal["auto"] | None
+
+
+def open_rows(data: Any, *, media_col: ColumnSpec, txt_col: ColumnSpec, max_samples: MaxSamples) -> RowReader:
     """Recognise the user's dataset and find its columns; at most one row is read.
 
     Args:
         data: A `datasets.Dataset` or `IterableDataset`, or any sequence or iterable of mappings.
         media_col: The column of sources.
         txt_col: The column of captions.
-        max_samples: Rows to take from the front; None takes all.
+        max_samples: Rows to take from the front; None takes all, "auto" as many as there turns out to be memory for.
 
     Raises:
         ConfigError: It is none of these, or a column is missing.
@@ -46,6 +49,10 @@ def open_rows(data: Any, *, media_col: ColumnSpec, txt_col: ColumnSpec, max_samp
         >>> [(row.index, row.source.value, row.captions) for rows in reader.batches() for row in rows]
         [(0, 'a.jpg', ('a cat',))]
     """
+    if isinstance(max_samples, str) and max_samples == "auto":
+        reader = open_rows(data, media_col=media_col, txt_col=txt_col, max_samples=None)
+        reader.takes_what_fits = True
+        return reader
     max_samples = _check_max_samples(max_samples)
     # Whoever passes a Dataset has imported its library; whoever does not need not pay for importing it.
     library = sys.modules.get("datasets")
@@ -86,7 +93,7 @@ def _check_max_samples(max_samples: Any) -> int | None:
     except TypeError:
         number = 0
     if number < 1:
-        raise ConfigError(f"max_samples={max_samples!r}: expected a whole number of at least 1, or None for all")
+        raise ConfigError(f"max_samples={max_samples!r}: expected a whole number of at least 1, None for all or 'auto'")
     return number
 
 
@@ -97,20 +104,28 @@ class RowReader(ABC):
         num_rows: How many there are; None where that is not known beforehand.
         max_rows: The most there can be; None where that is not known either.
         random_access: Whether `take` works.
+        takes_what_fits: Whether only as many are wanted, from the front, as there is memory for.
+        reads_once: Whether what was read is gone.
         identity: A digest of which rows these are, the same in another process; None where there is none.
     """
 
     num_rows: int | None
     max_rows: int | None
     random_access: bool
+    takes_what_fits: bool = False
+    reads_once: bool = False
     _media: Column
     _captions: Column
 
     @cached_property
     def identity(self) -> str | None:
-        """Digest which rows, which columns and which selection this is; None where that cannot be told."""
+        """Digest which rows, which columns and which selection this is; None where that cannot be told.
+
+        Where the memory decides how many there are, it is not how many that turned out to be.
+        """
         try:
-            return self._digest([_digest_of_column(column) for column in (self._media, self._captions)])
+            columns = [_digest_of_column(column) for column in (self._media, self._captions)]
+            return self._digest([*columns, "auto"] if self.takes_what_fits else columns)
         except _IndigestibleError:
             return None
 
@@ -269,6 +284,8 @@ class SequenceReader(RowReader):
             row = self._make_row(i, self._record(i))
             _feed(digest, [row.captions, str(row.error or "")])
             _feed(digest, [row.source.kind, row.source.value] if row.source else None)
+        if self.takes_what_fits:
+            _feed(digest, "auto")
         return str(digest.hexdigest())
 
     def batches(self) -> Iterator[list[Row]]:
@@ -293,6 +310,7 @@ class IterableReader(RowReader):
         first = list(itertools.islice(rows, 1))
         self._find_columns(media_col, txt_col, _names_of(first[0]) if first else _any_names(media_col, txt_col))
         # What is read off an iterator is gone: the first row goes back in front. Other iterables begin anew.
+        self.reads_once = rows is data
         self._data = itertools.chain(first, rows) if rows is data else data
         self.max_rows = max_samples
 

@@ -1,25 +1,35 @@
 """Samples <-> one memory-mapped block <-> a directory on disk."""
 
+from in_memory_datasets.store import cache
+from in_memory_datasets.store.attach import attach_or_build, locked
 from in_memory_datasets.store.block import Block
-from in_memory_datasets.store.cache import attach_or_build, locked
 from in_memory_datasets.store.layout import HEADER_BYTES
+from in_memory_datasets.store.manifest import spec_to_json
 from in_memory_datasets.store.ranks import share_store
+from in_memory_datasets.store.residency import bring_in, count_resident, lock, lockable_bytes
 from in_memory_datasets.store.store import Store, open_store, save_store
 from in_memory_datasets.store.table import FAILED, LOADED, RowTable, TableWriter
-from in_memory_datasets.store.writer import StoreWriter
+from in_memory_datasets.store.writer import Promotion, StoreWriter
 
 __all__ = [
     "FAILED",
     "HEADER_BYTES",
     "LOADED",
     "Block",
+    "Promotion",
     "RowTable",
     "Store",
     "StoreWriter",
     "TableWriter",
     "attach_or_build",
+    "bring_in",
+    "cache",
+    "count_resident",
+    "lock",
+    "lockable_bytes",
     "locked",
     "open_store",
     "save_store",
     "share_store",
+    "spec_to_json",
 ]

@@ -25,7 +25,8 @@ from collections.abc import Callable
 
 from in_memory_datasets.errors import StoreError
 from in_memory_datasets.store.block import Block
-from in_memory_datasets.store.store import Store, spec_from_json, spec_to_json
+from in_memory_datasets.store.manifest import spec_from_json, spec_to_json
+from in_memory_datasets.store.store import Store
 
 _MAX_MESSAGE_BYTES = 65_536
 

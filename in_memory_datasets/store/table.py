@@ -22,7 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from in_memory_datasets.errors import StoreError
-from in_memory_datasets.schema import REASONS, STAGES, Failure, LoadReport, Row, count_reasons, host_of
+from in_memory_datasets.schema import REASONS, STAGES, Failure, Row, host_of
 
 EMPTY, LOADED, FAILED = 0, 1, 2
 
@@ -82,6 +82,17 @@ class TableWriter:
         self.attempts[slot] = min(failure.attempts, 65_535)
         self.details[slot] = _storable(failure.detail)
 
+    def truncate(self, num_rows: int) -> None:
+        """Forget all rows but the first."""
+        kept, left = [], num_rows
+        for chunk in self._chunks:
+            kept.append(chunk.slice(0, left))
+            left -= kept[-1].num_rows
+        self._chunks = kept
+        for column in (self.status, self.stage, self.reason, self.attempts, self.checksum):
+            del column[num_rows:]
+        self.details = {slot: detail for slot, detail in self.details.items() if slot < num_rows}
+
     def to_buffer(self) -> Any:
         """Write the table as an Arrow IPC file into one buffer."""
         num_rows = self.num_rows
@@ -127,6 +138,14 @@ def _storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def _numbers(column: Any, dtype: type) -> NDArray[Any]:
+    """View an Arrow array of numbers; its own `to_numpy` imports pandas, which takes longer than all else here."""
+    buffer, itemsize = column.buffers()[1], np.dtype(dtype).itemsize
+    if not len(column):
+        return np.zeros(0, dtype)
+    return np.frombuffer(buffer, dtype, count=len(column), offset=column.offset * itemsize)
+
+
 class RowTable:
     """The rows of a store, read in place: numpy views on the Arrow buffers, no objects per row.
 
@@ -147,13 +166,15 @@ class RowTable:
         except (pa.ArrowException, OSError, ValueError) as error:
             raise StoreError(f"rows.arrow is damaged: {error}; delete the store and load again") from error
         columns = {name: self.batch.column(name) for name in _SCHEMA.names}
-        self.status: NDArray[np.uint8] = columns["status"].to_numpy()
-        self.stage: NDArray[np.int8] = columns["stage"].indices.to_numpy()
-        self.reason: NDArray[np.int8] = columns["reason"].indices.to_numpy()
-        self.attempts: NDArray[np.uint16] = columns["attempts"].to_numpy()
-        self.checksum: NDArray[np.uint64] = columns["checksum"].to_numpy()
+        if nulls := [name for name, column in columns.items() if column.null_count]:
+            raise StoreError(f"rows.arrow is damaged: there are nulls in {nulls}; delete the store and load again")
+        self.status: NDArray[np.uint8] = _numbers(columns["status"], np.uint8)
+        self.stage: NDArray[np.int8] = _numbers(columns["stage"].indices, np.int8)
+        self.reason: NDArray[np.int8] = _numbers(columns["reason"].indices, np.int8)
+        self.attempts: NDArray[np.uint16] = _numbers(columns["attempts"], np.uint16)
+        self.checksum: NDArray[np.uint64] = _numbers(columns["checksum"], np.uint64)
         captions = columns["captions"]
-        self._caption_of_slot: NDArray[np.int64] = captions.offsets.to_numpy()
+        self._caption_of_slot: NDArray[np.int64] = _numbers(captions.offsets, np.int64)
         self._one_each = np.array_equal(self._caption_of_slot, np.arange(self.num_rows + 1))
         _, offsets, text = captions.values.buffers()
         self._text_of_caption = np.frombuffer(offsets, np.int64) if offsets else np.zeros(1, np.int64)
@@ -204,24 +225,9 @@ class RowTable:
 
     def failures(self) -> list[Failure]:
         """Give every failure, by ascending index."""
-        failed = np.flatnonzero(self.status == FAILED)
-        rows = self.batch.select(["source", "stage", "reason", "detail", "attempts"]).take(pa.array(failed))
-        return [
-            Failure(index=int(index), host=host_of(row["source"]), **row)
-            for index, row in zip(failed, rows.to_pylist(), strict=True)
-        ]
-
-    def report(self, *, seconds: float, bytes_fetched: int, nbytes: int) -> LoadReport:
-        """Sum up the load that made, or now opened, this table."""
-        failures = self.failures()
-        return LoadReport(
-            num_samples=self.num_rows,
-            num_ok=int(np.count_nonzero(self.status == LOADED)),
-            num_failed=len(failures),
-            num_empty_captions=self.num_empty_captions,
-            by_reason=count_reasons(failures),
-            failures=failures,
-            seconds=seconds,
-            bytes_fetched=bytes_fetched,
-            nbytes=nbytes,
-        )
+        columns = {name: self.batch.column(name) for name in ("source", "stage", "reason", "detail", "attempts")}
+        failures = []
+        for slot in np.flatnonzero(self.status == FAILED).tolist():
+            values = {name: column[slot].as_py() for name, column in columns.items()}
+            failures.append(Failure(index=slot, host=host_of(values["source"]), **values))
+        return failures

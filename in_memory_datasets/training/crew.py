@@ -1,4 +1,4 @@
-"""Threads that share the work of copying a batch."""
+"""Threads that share the work of making a batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from itertools import pairwise
 from queue import SimpleQueue
-from threading import Thread
+from threading import Lock, Thread
 
 import torch
 
@@ -32,30 +32,36 @@ class Crew:
 
     A plain queue and not a `ThreadPoolExecutor`, whose futures cost a tenth of the copy of such a batch.
 
-    As many threads work as torch may use (`torch.set_num_threads`), four at most; in DataLoader workers and under
-    torchrun's default that is one, the caller.
+    As many threads work as torch may use (`torch.set_num_threads`); in DataLoader workers and under torchrun's default
+    that is one, the caller.
+
+    Args:
+        max_threads: How many at most.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_threads: int = _MAX_THREADS) -> None:
+        self._max_threads = max_threads
         self._calls: dict[int, Calls] = {}  # by process: a child that was forked off has no threads
         self._threads: list[Thread] = []
+        self._starting = Lock()
 
-    def share(self, work: Work, *, num_items: int, num_bytes: int) -> None:
+    def share(self, work: Work, *, num_items: int, num_bytes: int, part_bytes: int = _PART_BYTES) -> None:
         """Do `work` for all of `range(num_items)`, in slices; it must release the GIL and be safe in several threads.
 
         Args:
             work: Does the items of a slice.
             num_items: How many there are.
             num_bytes: What they come to; little work is not shared.
+            part_bytes: How much of it is worth another thread.
         """
-        num_parts = min(num_items, num_bytes // _PART_BYTES)
-        if num_parts < 2 or (num_threads := min(_MAX_THREADS, num_parts, torch.get_num_threads())) < 2:
+        num_parts = min(num_items, num_bytes // part_bytes)
+        if num_parts < 2 or (num_threads := min(self._max_threads, num_parts, torch.get_num_threads())) < 2:
             work(slice(0, num_items))
             return
         bounds = [num_items * part // num_parts for part in range(num_parts + 1)]
         parts: Parts = deque((work, slice(start, end)) for start, end in pairwise(bounds))
         outcomes: Outcomes = SimpleQueue()
-        calls = self._calls_to_helpers()
+        calls = self._calls_to_helpers(num_threads - 1)
         for _ in range(num_threads - 1):
             calls.put((parts, outcomes))
         num_mine = 0
@@ -70,31 +76,32 @@ class Crew:
         if errors:
             raise errors[0]
 
-    def _calls_to_helpers(self) -> Calls:
-        """Give the queue the helpers wait at; the first who asks for it starts them."""
+    def _calls_to_helpers(self, num_helpers: int) -> Calls:
+        """Give the queue the helpers wait at; who asks for more than there are starts them."""
         me = os.getpid()
         if (calls := self._calls.get(me)) is None:
             new: Calls = SimpleQueue()
             calls = self._calls.setdefault(me, new)
-            if calls is new:
-                self._threads = [
-                    Thread(target=_help, args=(calls,), name="in-memory-datasets-copy", daemon=True)
-                    for _ in range(_MAX_THREADS - 1)
-                ]
-                for thread in self._threads:
+            if calls is new:  # a lock that a thread of the parent held when this process was forked is held for ever
+                self._threads, self._starting = [], Lock()
+        if len(self._threads) < num_helpers:
+            with self._starting:
+                while len(self._threads) < num_helpers:
+                    thread = Thread(target=_help, args=(calls,), name="in-memory-datasets-copy", daemon=True)
                     thread.start()
-                weakref.finalize(self, _dismiss, calls).atexit = False
+                    self._threads.append(thread)
+                    weakref.finalize(self, _dismiss, calls, 1).atexit = False
         return calls
 
     def close(self) -> None:
         """End the threads; they come back when they are needed."""
         if (calls := self._calls.pop(os.getpid(), None)) is not None:
-            _dismiss(calls)
+            _dismiss(calls, len(self._threads))
             for thread in self._threads:
                 thread.join()
 
-    def __reduce__(self) -> tuple[type[Crew], tuple[()]]:
-        return Crew, ()
+    def __reduce__(self) -> tuple[type[Crew], tuple[int]]:
+        return Crew, (self._max_threads,)
 
 
 def _take(parts: Parts) -> tuple[Work, slice] | None:
@@ -121,6 +128,6 @@ def _help(calls: Calls) -> None:
         del call, parts, outcomes
 
 
-def _dismiss(calls: Calls) -> None:
-    for _ in range(_MAX_THREADS - 1):
+def _dismiss(calls: Calls, num_threads: int) -> None:
+    for _ in range(num_threads):
         calls.put(None)

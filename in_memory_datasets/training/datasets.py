@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from in_memory_datasets.build import LoadRequest, OnError, plan
-from in_memory_datasets.rows import ColumnSpec, open_rows
+from in_memory_datasets.build import LoadRequest, OnError, Storage, plan
+from in_memory_datasets.rows import ColumnSpec, MaxSamples, open_rows
 from in_memory_datasets.schema import (
     AudioDtype,
     AudioSpec,
@@ -24,7 +24,9 @@ from in_memory_datasets.schema import (
     Resize,
 )
 from in_memory_datasets.store import LOADED
+from in_memory_datasets.store.cache import CacheDir
 from in_memory_datasets.training.batches import AudioBatch, ImageBatch
+from in_memory_datasets.training.encoded import EncodedMedia
 from in_memory_datasets.training.in_memory import InMemoryDataset
 from in_memory_datasets.training.job import detect_job
 from in_memory_datasets.training.serving import (
@@ -51,7 +53,7 @@ class InMemoryImageTextDataset(InMemoryDataset[ImageServing]):
         img_col: The column of sources: a name, a dotted path into nested columns, or a callable of the row. A source
             is an http(s) URL, a path, an fsspec URL, encoded bytes, an HF `Image` value, a picture or an array.
         txt_col: The column of captions, likewise.
-        max_samples: Rows to take from the front; None takes all.
+        max_samples: Rows to take from the front; None takes all, "auto" as many as there is memory for.
         image_size: (width, height) in pixels.
         resize: "stretch" to the size, "crop" the centre, or "pad" with black.
         captions: Of several captions the "first", a "random" one (another each epoch, seeded), or "all" as a list.
@@ -60,8 +62,15 @@ class InMemoryImageTextDataset(InMemoryDataset[ImageServing]):
         output: "torch", "numpy" (H, W, 3) or "pil".
         transform: Called on one sample's image, as `output` gives it.
         batch_transform: Called on the batch tensor.
-        cache_dir: A directory: the dataset is built there once, and attached to ever after.
+        cache_dir: A directory: the dataset is built there once, and attached to ever after. True takes the platform's
+            own directory for caches.
+        storage: "decoded" keeps pixels; "encoded" keeps compressed bytes and decodes them on access, on all cores;
+            "auto" keeps as many decoded as there is memory for, the rest encoded, and with a `cache_dir` what does not
+            fit even so on disk.
+        recompress: ("jpeg", quality) keeps encoded pictures that are larger than `image_size` as a JPEG of that size.
         memory_limit: Bytes, or text such as "16GB"; None takes what the container or machine has free.
+        lock_memory: Whether to keep the dataset in memory (mlock) for as long as this process has it open: neither
+            swapped nor, in a directory, dropped from the page cache.
         fetch: How sources are fetched.
         num_threads: Decode threads; None takes one per core.
         progress: Whether to draw a progress bar.
@@ -85,7 +94,7 @@ class InMemoryImageTextDataset(InMemoryDataset[ImageServing]):
         hf_dataset: Any,
         img_col: ColumnSpec = "image_url",
         txt_col: ColumnSpec = "caption",
-        max_samples: int | None = None,
+        max_samples: MaxSamples = None,
         image_size: tuple[int, int] = (224, 224),
         *,
         resize: Resize = "stretch",
@@ -94,19 +103,24 @@ class InMemoryImageTextDataset(InMemoryDataset[ImageServing]):
         output: ImageOutput = "torch",
         transform: Transform | None = None,
         batch_transform: Transform | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
+        cache_dir: CacheDir | None = None,
+        storage: Storage = "decoded",
+        recompress: tuple[str, int] | None = None,
         memory_limit: int | str | None = None,
+        lock_memory: bool = False,
         fetch: FetchOptions = FetchOptions(),  # noqa: B008 - frozen
         num_threads: int | None = None,
         progress: bool = True,
     ) -> None:
         request = LoadRequest(
-            spec=ImageSpec(image_size, resize),
+            spec=ImageSpec(image_size, resize, recompress),
             fetch=fetch,
             on_error=on_error,
             num_threads=num_threads,
             progress=progress,
             memory_limit=memory_limit,
+            lock_memory=lock_memory,
+            storage=storage,
             cache_dir=cache_dir,
         )
         serving = ImageServing(captions=captions, output=output, transform=transform, batch_transform=batch_transform)
@@ -125,22 +139,32 @@ class InMemoryImageTextDataset(InMemoryDataset[ImageServing]):
         hf_dataset: Any,
         img_col: ColumnSpec = "image_url",
         txt_col: ColumnSpec = "caption",
-        max_samples: int | None = None,
+        max_samples: MaxSamples = None,
         image_size: tuple[int, int] = (224, 224),
         *,
         resize: Resize = "stretch",
+        storage: Storage = "decoded",
+        recompress: tuple[str, int] | None = None,
         memory_limit: int | str | None = None,
+        fetch: FetchOptions = FetchOptions(),  # noqa: B008 - frozen
+        num_threads: int | None = None,
+        probe: int = 0,
         **others: Any,
     ) -> MemoryPlan:
-        """Compute what the dataset would take in memory, and whether that fits; nothing is fetched.
+        """Compute what the dataset would take in memory, decoded and encoded, and whether that fits.
 
-        Takes the arguments of the class, so that the same ones serve both; `others` do not bear on the size.
+        Takes the arguments of the class, so that the same ones serve both; `others` do not bear on the size. Nothing is
+        fetched unless a `probe` is asked for.
+
+        Args:
+            probe: How many of the first samples to fetch and decode, 64 at most, to tell how long the load will take
+                and how large encoded samples are.
 
         Raises:
             ConfigError: An argument cannot work.
             TypeError: There is no such argument.
 
-        Cost: reads up to 128 rows, for the length of their captions.
+        Cost: reads up to 128 rows, for the length of their captions and the sizes of their files.
 
         Example:
             >>> InMemoryImageTextDataset.plan([{"image_url": "a.jpg", "caption": ""}] * 1000).num_samples
@@ -150,9 +174,13 @@ class InMemoryImageTextDataset(InMemoryDataset[ImageServing]):
         return plan(
             LoadRequest(
                 reader=open_rows(hf_dataset, media_col=img_col, txt_col=txt_col, max_samples=max_samples),
-                spec=ImageSpec(image_size, resize),
+                spec=ImageSpec(image_size, resize, recompress),
+                storage=storage,
                 memory_limit=memory_limit,
-            )
+                fetch=fetch,
+                num_threads=num_threads,
+            ),
+            probe=probe,
         )
 
     @classmethod
@@ -161,6 +189,8 @@ class InMemoryImageTextDataset(InMemoryDataset[ImageServing]):
         directory: str | os.PathLike[str],
         *,
         verify: bool = False,
+        cache_dir: CacheDir | None = None,
+        lock_memory: bool = False,
         captions: Captions = "first",
         on_error: OnError = "placeholder",
         output: ImageOutput = "torch",
@@ -172,21 +202,34 @@ class InMemoryImageTextDataset(InMemoryDataset[ImageServing]):
     ) -> Self:
         """Map a dataset that `save` or a `cache_dir` left in a directory; nothing is read but its rows.
 
+        One that was published at a URL is downloaded first, and every sample compared with its checksum; the next time
+        it is mapped likewise.
+
         Args:
-            directory: Where it lies.
+            directory: Where it lies: a directory, or a URL, see `save`.
             verify: Whether to compare every sample with its checksum first, which reads everything.
+            cache_dir: Where to download to; None takes the platform's own directory for caches.
+            lock_memory: Whether to read it into memory and keep it there for as long as this process has it open.
 
         The other arguments are those of the class; `fetch`, `num_threads` and `progress` are for `retry_failed`.
 
         Raises:
             StoreError: It is no complete dataset of images, or of another version, or altered.
             LoadError: It holds failed samples and `on_error` is "raise".
+            MissingExtraError: The storage needs a package that is not installed.
+            MemoryLimitError: It is to be locked, and there is less memory, or the system does not allow that much.
         """
         return cls._load(
             directory,
             verify=verify,
             request=LoadRequest(
-                spec=ImageSpec(), fetch=fetch, on_error=on_error, num_threads=num_threads, progress=progress
+                spec=ImageSpec(),
+                cache_dir=cache_dir,
+                lock_memory=lock_memory,
+                fetch=fetch,
+                on_error=on_error,
+                num_threads=num_threads,
+                progress=progress,
             ),
             serving=ImageServing(
                 captions=captions, output=output, transform=transform, batch_transform=batch_transform
@@ -227,7 +270,7 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
         audio_col: The column of sources: a name, a dotted path into nested columns, or a callable of the row. A source
             is an http(s) URL, a path, an fsspec URL, encoded bytes, an HF `Audio` value, decoded or not, or an array.
         txt_col: The column of captions, likewise.
-        max_samples: Rows to take from the front; None takes all.
+        max_samples: Rows to take from the front; None takes all, "auto" as many as there is memory for.
         target_sr: Sampling rate in Hz that clips are resampled to; channels are mixed down by their mean.
         max_duration: Seconds of a clip that are served, from its start; what follows is neither decoded nor kept.
         dtype: How frames lie at rest: "float32", or "int16" at half the size. Served is float32 in [-1, 1].
@@ -242,8 +285,14 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
         output: "torch" or "numpy".
         transform: Called on one clip's waveform, (num_frames,).
         batch_transform: Called on the padded batch, (B, T).
-        cache_dir: A directory: the dataset is built there once, and attached to ever after.
+        cache_dir: A directory: the dataset is built there once, and attached to ever after. True takes the platform's
+            own directory for caches.
+        storage: "decoded" keeps frames; "encoded" keeps FLAC of 16 bits and decodes it on access, on all cores; "auto"
+            keeps as many decoded as there is memory for, the rest encoded, and with a `cache_dir` what does not fit
+            even so on disk.
         memory_limit: Bytes, or text such as "16GB"; None takes what the container or machine has free.
+        lock_memory: Whether to keep the dataset in memory (mlock) for as long as this process has it open: neither
+            swapped nor, in a directory, dropped from the page cache.
         fetch: How sources are fetched.
         num_threads: Decode threads; None takes one per core.
         progress: Whether to draw a progress bar.
@@ -267,7 +316,7 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
         hf_dataset: Any,
         audio_col: ColumnSpec = "audio",
         txt_col: ColumnSpec = "caption",
-        max_samples: int | None = None,
+        max_samples: MaxSamples = None,
         target_sr: int = 16_000,
         max_duration: float = 30.0,
         *,
@@ -280,8 +329,10 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
         output: AudioOutput = "torch",
         transform: Transform | None = None,
         batch_transform: Transform | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
+        cache_dir: CacheDir | None = None,
+        storage: Storage = "decoded",
         memory_limit: int | str | None = None,
+        lock_memory: bool = False,
         fetch: FetchOptions = FetchOptions(),  # noqa: B008 - frozen
         num_threads: int | None = None,
         progress: bool = True,
@@ -293,6 +344,8 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
             num_threads=num_threads,
             progress=progress,
             memory_limit=memory_limit,
+            lock_memory=lock_memory,
+            storage=storage,
             cache_dir=cache_dir,
         )
         serving = AudioServing(
@@ -319,19 +372,28 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
         hf_dataset: Any,
         audio_col: ColumnSpec = "audio",
         txt_col: ColumnSpec = "caption",
-        max_samples: int | None = None,
+        max_samples: MaxSamples = None,
         target_sr: int = 16_000,
         max_duration: float = 30.0,
         *,
         dtype: AudioDtype = "float32",
         crop: Crop = "start",
         keep_duration: float | None = None,
+        storage: Storage = "decoded",
         memory_limit: int | str | None = None,
+        fetch: FetchOptions = FetchOptions(),  # noqa: B008 - frozen
+        num_threads: int | None = None,
+        probe: int = 0,
         **others: Any,
     ) -> MemoryPlan:
-        """Compute what the dataset would take at most, every clip as long as `max_duration`; nothing is fetched.
+        """Compute what the dataset would take at most, every clip as long as `max_duration`, in every form.
 
-        Takes the arguments of the class, so that the same ones serve both; `others` do not bear on the size.
+        Takes the arguments of the class, so that the same ones serve both; `others` do not bear on the size. Nothing is
+        fetched unless a `probe` is asked for.
+
+        Args:
+            probe: How many of the first clips to fetch and decode, 64 at most: their lengths and sizes stand for all,
+                and tell how long the load will take.
 
         Raises:
             ConfigError: An argument cannot work.
@@ -348,8 +410,12 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
             LoadRequest(
                 reader=open_rows(hf_dataset, media_col=audio_col, txt_col=txt_col, max_samples=max_samples),
                 spec=clip_spec(target_sr, max_duration, dtype, crop, keep_duration),
+                storage=storage,
                 memory_limit=memory_limit,
-            )
+                fetch=fetch,
+                num_threads=num_threads,
+            ),
+            probe=probe,
         )
 
     @classmethod
@@ -358,6 +424,8 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
         directory: str | os.PathLike[str],
         *,
         verify: bool = False,
+        cache_dir: CacheDir | None = None,
+        lock_memory: bool = False,
         pad_to: PadTo = "longest",
         crop: Crop = "start",
         max_duration: float | None = None,
@@ -372,9 +440,14 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
     ) -> Self:
         """Map a dataset that `save` or a `cache_dir` left in a directory; nothing is read but its rows.
 
+        One that was published at a URL is downloaded first, and every sample compared with its checksum; the next time
+        it is mapped likewise.
+
         Args:
-            directory: Where it lies.
+            directory: Where it lies: a directory, or a URL, see `save`.
             verify: Whether to compare every sample with its checksum first, which reads everything.
+            cache_dir: Where to download to; None takes the platform's own directory for caches.
+            lock_memory: Whether to read it into memory and keep it there for as long as this process has it open.
             max_duration: Seconds of a clip that are served; None for all that is kept there.
 
         The other arguments are those of the class; `fetch`, `num_threads` and `progress` are for `retry_failed`.
@@ -382,12 +455,20 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
         Raises:
             StoreError: It is no complete dataset of clips, or of another version, or altered.
             LoadError: It holds failed samples and `on_error` is "raise".
+            MissingExtraError: The storage needs a package that is not installed.
+            MemoryLimitError: It is to be locked, and there is less memory, or the system does not allow that much.
         """
         return cls._load(
             directory,
             verify=verify,
             request=LoadRequest(
-                spec=AudioSpec(), fetch=fetch, on_error=on_error, num_threads=num_threads, progress=progress
+                spec=AudioSpec(),
+                cache_dir=cache_dir,
+                lock_memory=lock_memory,
+                fetch=fetch,
+                on_error=on_error,
+                num_threads=num_threads,
+                progress=progress,
             ),
             serving=AudioServing(
                 captions=captions,
@@ -425,8 +506,12 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
             failed = ~books.valid.numpy()
             starts[failed], lengths[failed] = -1, serving.placeholder_frames(spec)
         if serving.transform is not None:
-            each = zip(starts.tolist(), lengths.tolist(), strict=True)
-            clips = [media.clips([start], [length], length)[0] for start, length in each]
+            if isinstance(media, EncodedMedia):  # all at once, by all cores
+                padded = media.clips(starts.tolist(), lengths.tolist(), int(lengths.max(initial=0)))
+                clips = [clip[:length] for clip, length in zip(padded, lengths.tolist(), strict=True)]
+            else:
+                each = zip(starts.tolist(), lengths.tolist(), strict=True)
+                clips = [media.clips([start], [length], length)[0] for start, length in each]
             return serving.batch(clips, books.to(self._device), spec=spec)
         num_frames = serving.max_frames(spec) if serving.pad_to == "max" else int(lengths.max(initial=0))
         audio = media.clips(starts.tolist(), lengths.tolist(), num_frames)

@@ -1,4 +1,7 @@
-"""The samples of a store where batches are gathered from: the block in memory, or a copy of it on a device."""
+"""The samples of a store where batches are gathered from: the block in memory, or a copy of it on a device.
+
+Samples that lie encoded are another matter, see `encoded`.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ class HostMedia:
 
     def images(self, slots: torch.Tensor) -> torch.Tensor:
         """Copy images, (B, H, W, 3), into a buffer."""
-        batch = self._empty((len(slots), *self.samples.shape[1:]), torch.uint8)
+        batch = self.empty((len(slots), *self.samples.shape[1:]), torch.uint8)
         wanted, target = slots.numpy(), batch.numpy()
 
         def copy(part: slice) -> None:
@@ -55,7 +58,7 @@ class HostMedia:
             lengths: Frames of each clip.
             num_frames: T, at least the longest length.
         """
-        batch = self._empty((len(starts), num_frames), torch.float32)
+        batch = self.empty((len(starts), num_frames), torch.float32)
         frames, target = self.samples, batch.numpy()
         silence, scale = np.broadcast_to(np.float32(0), num_frames), np.float32(_INT16_SCALE)
 
@@ -75,7 +78,7 @@ class HostMedia:
         self.crew.share(copy, num_items=len(starts), num_bytes=batch.nbytes)
         return batch
 
-    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Give memory for a batch: in a worker process where the other process sees it too."""
         if (
             (ring := ring_of_worker()) is not None
@@ -84,6 +87,10 @@ class HostMedia:
         ):
             return batch
         return self.buffers.empty(shape, dtype)
+
+    def close(self) -> None:
+        """End the threads; they come back when they are needed."""
+        self.crew.close()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -29,6 +29,7 @@ class MediaServer(LocalServer):
         super().__init__(_Handler)
         self.requests: list[str] = []
         self.stalls = threading.Event()  # while set, nobody is answered
+        self.stalled_paths: set[str] = set()  # nor who asks for one of these
         self.asked = threading.Event()
         self.release = threading.Event()
         self.broken: set[str] = set()  # paths that are not found ...
@@ -45,6 +46,8 @@ class _Handler(QuietHandler):
         if server.stalls.is_set():
             server.release.wait()
             return
+        if self.path in server.stalled_paths:
+            server.release.wait()
         mended = server.mended_by is not None and server.mended_by.exists()
         self.send_body(None if self.path in server.broken and not mended else make_media(self.path))
 

@@ -23,6 +23,9 @@ from in_memory_datasets import (
     FetchOptions,
     InMemoryAudioTextDataset,
     InMemoryImageTextDataset,
+    LoadError,
+    MemoryLimitError,
+    StoreError,
     collate_in_memory_images,
 )
 
@@ -45,6 +48,72 @@ def open_pickle(path: str) -> dict[str, Any]:
 def write_pickle(path: str, num_rows: int) -> None:
     with InMemoryImageTextDataset(array_rows(num_rows), image_size=(8, 8)) as dataset, open(path, "wb") as file:
         pickle.dump(dataset, file)
+
+
+def wait_for_builder(urls: list[str], cache_dir: str) -> dict[str, Any]:
+    """Wait for another process's build, and say what the bar shows of it."""
+    from tqdm.auto import tqdm
+
+    shown: list[str] = []
+
+    def display(bar: Any, *_: Any, **__: Any) -> None:
+        text = str(bar).partition(" [")[0]
+        if text.startswith("Another") and not text.endswith(" 0/10") and not shown:
+            shown.append(text)
+            print(json.dumps(text), flush=True)
+
+    tqdm.display = display
+    sys.stderr.isatty = lambda: True  # type: ignore[method-assign]
+    rows = [{"image_url": url, "caption": url.rsplit("/", 1)[-1]} for url in urls]
+    with InMemoryImageTextDataset(rows, image_size=(32, 32), fetch=LOOPBACK, cache_dir=cache_dir) as dataset:
+        return {"failed": dataset.failed_indices, "bytes_fetched": dataset.report.bytes_fetched}
+
+
+def tell_free_memory(file: str = "", num_bytes: int = 0) -> dict[str, Any]:
+    """Say what may still be taken, after taking some memory and reading a file."""
+    from in_memory_datasets.memory import free_memory
+
+    before, _ = free_memory()
+    held = np.ones(num_bytes, np.uint8)
+    if file:
+        with open(file, "rb") as data:
+            while data.read(2**20):
+                pass
+    free, limited_by = free_memory()
+    return {"before": before, "free": free, "limited_by": limited_by, "held": held.nbytes}
+
+
+def refuse_what_is_too_large(num_rows: int) -> dict[str, Any]:
+    """Say whether a dataset would be loaded here."""
+    rows = [{"image_url": "/not/there.png", "caption": ""}] * num_rows
+    plan = InMemoryImageTextDataset.plan(rows)
+    try:
+        InMemoryImageTextDataset(rows, progress=False)
+    except MemoryLimitError as error:
+        return {"refused": str(error), "limited_by": plan.limited_by, "fits": plan.fits}
+    except LoadError:
+        return {"refused": None, "limited_by": plan.limited_by, "fits": plan.fits}
+    raise AssertionError("these files are not there")
+
+
+def load_while_memory_goes(urls: list[str], cache_dir: str) -> dict[str, Any]:
+    """Load images, and say how that ends."""
+    rows = [{"image_url": url, "caption": ""} for url in urls]
+    try:
+        with InMemoryImageTextDataset(rows, fetch=LOOPBACK, cache_dir=cache_dir) as dataset:
+            return {"error": None, "num_ok": dataset.report.num_ok}
+    except MemoryLimitError as error:
+        return {"error": str(error)}
+
+
+def take_memory(group: str, leave: int) -> None:
+    """Take the memory of a control group up to some bytes, and hold it until the input ends."""
+    limit = int(Path(group, "memory.limit_in_bytes").read_text())
+    held = []
+    while limit - int(Path(group, "memory.usage_in_bytes").read_text()) > leave:
+        held.append(np.ones(4 * 2**20, np.uint8))
+    print("taken", flush=True)
+    sys.stdin.read()
 
 
 def load_urls(urls: list[str], cache_dir: str | None = None, distributed: bool = False) -> dict[str, Any]:
@@ -209,6 +278,56 @@ def _descriptors() -> list[str]:
         except FileNotFoundError:  # the listing's own
             continue
     return links
+
+
+def read_on_after_a_cut(directory: str, num_workers: int, start_method: str | None) -> dict[str, Any]:
+    """Take a batch, let the parent cut a file, and take the next one."""
+    with InMemoryImageTextDataset.load(directory) as dataset:
+        loader = DataLoader(
+            dataset,
+            batch_size=4,
+            num_workers=num_workers,
+            prefetch_factor=1 if num_workers else None,
+            multiprocessing_context=start_method,
+            collate_fn=collate_in_memory_images,
+        )
+        batches = iter(loader)
+        taken = len(next(batches)["captions"])
+        while num_workers and batches._worker_result_queue.empty():  # type: ignore[attr-defined]
+            time.sleep(0.01)  # until the worker has the one batch ahead that it may have, and reads no more
+        print("reading", flush=True)
+        sys.stdin.readline()
+        try:
+            for batch in batches:
+                taken += len(batch["captions"])
+        except StoreError as error:
+            return {"taken": taken, "error": str(error)}
+    return {"taken": taken, "error": None}
+
+
+def read_at_random(directory: str, slots: list[int]) -> dict[str, Any]:
+    """Serve samples one after another, and say how much was read from the disk for them."""
+    with InMemoryImageTextDataset.load(directory) as dataset:
+        on_disk = dataset.report.num_on_disk
+        before = _bytes_read()
+        pixels = [int(dataset[slot]["image"][0, 0, 0]) for slot in slots]
+        return {"on_disk": on_disk, "pixels": pixels, "bytes_read": _bytes_read() - before}
+
+
+def _bytes_read() -> int:
+    return int(Path("/proc/self/io").read_text().partition("read_bytes: ")[2].split()[0])
+
+
+def warm_and_lock(directory: str) -> dict[str, Any]:
+    """Bring in what there is room for, and try to lock all of it."""
+    with InMemoryImageTextDataset.load(directory) as dataset:
+        before = dataset.resident_fraction
+        warm = dataset.warm()
+        try:
+            InMemoryImageTextDataset.load(directory, lock_memory=True).close()
+        except MemoryLimitError as error:
+            return {"before": before, "warm": warm, "error": str(error)}
+        return {"before": before, "warm": warm, "error": None}
 
 
 if __name__ == "__main__":

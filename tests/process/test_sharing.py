@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,6 +65,56 @@ def test_another_job_takes_over_when_the_builder_is_killed(tmp_path: Path, serve
     server.stalls.clear()
     server.release.set()
     assert result_of(script("load_urls", urls=urls, cache_dir=str(tmp_path)))["failed"] == []
+
+
+def test_the_next_job_fetches_only_what_a_killed_one_had_not_in_place(
+    tmp_path: Path, server: MediaServer, script: Script
+) -> None:
+    urls = [f"{server.url}/{i}.png" for i in range(10)]
+    server.stalled_paths = {"/3.png", "/8.png"}
+    builder = script("load_urls", urls=urls, cache_dir=str(tmp_path / "cache"))
+    assert server.asked.wait(60)
+    (entry,) = wait_for(lambda: list((tmp_path / "cache").glob("*/journal")))
+    wait_for(lambda: entry.stat().st_size == 8 * 40)
+    builder.send_signal(signal.SIGKILL)
+    builder.wait()
+    server.stalled_paths = set()
+    server.release.set()
+    server.requests.clear()
+    result = result_of(script("load_urls", urls=urls, cache_dir=str(tmp_path / "cache")))
+    assert sorted(server.requests) == ["/3.png", "/8.png"]
+    assert result["failed"] == []
+    assert result["total"] == sum(range(10)) * 32 * 32 * 3
+    result_of(script("load_urls", urls=urls, cache_dir=str(tmp_path / "uninterrupted")))
+    for name in ("manifest.json", "rows.arrow", "samples.safetensors"):
+        one, other = (next((tmp_path / place).glob(f"*/{name}")) for place in ("cache", "uninterrupted"))
+        assert one.read_bytes() == other.read_bytes()
+        assert len(list(one.parent.iterdir())) == 3
+
+
+def test_who_waits_for_a_builder_sees_how_far_it_is(tmp_path: Path, server: MediaServer, script: Script) -> None:
+    urls = [f"{server.url}/{i}.png" for i in range(10)]
+    server.stalled_paths = {"/3.png"}
+    builder = script("load_urls", urls=urls, cache_dir=str(tmp_path))
+    (entry,) = wait_for(lambda: list(tmp_path.glob("*/journal")))
+    wait_for(lambda: entry.stat().st_size == 9 * 40)
+    waiting = script("wait_for_builder", urls=urls, cache_dir=str(tmp_path))
+    assert waiting.stdout is not None
+    assert json.loads(waiting.stdout.readline()) == "Another process is loading:  90%|█████████ | 9/10"
+    server.stalled_paths = set()
+    server.release.set()
+    result_of(builder)
+    assert result_of(waiting) == {"failed": [], "bytes_fetched": 0}
+    assert sorted(server.requests) == sorted(f"/{i}.png" for i in range(10))
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    """Ask until the answer is true; another process is at work on it."""
+    deadline = time.monotonic() + 60
+    while not (answer := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return answer
 
 
 def test_another_rank_takes_over_when_the_builder_is_killed(server: MediaServer, script: Script) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from in_memory_datasets.decode import decode_audio, decode_image
+from in_memory_datasets.decode import decode_audio, decode_image, keep_clip, keep_image, open_clip
 from in_memory_datasets.errors import DecodeError
 from in_memory_datasets.schema import REASONS, AudioSpec, ImageSpec
 
@@ -109,3 +109,79 @@ def test_padding_keeps_the_picture_whole_and_centred(source, target):
     assert (result[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] == 255).all()
     assert abs(rows[0] - (target[1] - 1 - rows[-1])) <= 1
     assert abs(columns[0] - (target[0] - 1 - columns[-1])) <= 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    data=st.one_of(damaged(PICTURES), st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(0, 99))),
+    width=st.integers(1, 90),
+    height=st.integers(1, 90),
+    resize=RESIZES,
+)
+def test_a_picture_that_is_kept_encoded_is_the_one_that_would_lie_decoded(data, width, height, resize):
+    spec = ImageSpec((width, height), resize)
+    if isinstance(data, tuple):
+        data = np.random.default_rng(data[2]).integers(0, 256, (*data[:2], 3), np.uint8)
+    pixels = decoded_or_reason(decode_image, data, spec)
+    if not isinstance(pixels, str):
+        kept = keep_image(data, pixels, spec=spec)
+        np.testing.assert_array_equal(decode_image(kept, spec=spec), pixels)
+        assert len(kept) <= pixels.nbytes + 19
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 120), st.integers(1, 120)),
+    target=st.tuples(st.integers(1, 120), st.integers(1, 120)),
+    resize=RESIZES,
+    quality=st.integers(1, 100),
+    kind=st.sampled_from(["JPEG", "PNG", "array"]),
+)
+def test_only_what_is_shrunk_is_recompressed(size, target, resize, quality, kind):
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    data = io.BytesIO()
+    if kind != "array":
+        Image.fromarray(pixels).save(data, kind)
+    source = pixels if kind == "array" else data.getvalue()
+    spec = ImageSpec(target, resize, ("jpeg", quality))
+    expected = decode_image(source, spec=spec)
+    served = decode_image(keep_image(source, expected, spec=spec), spec=spec)
+    assert served.shape == expected.shape
+    shrinks = [target[side] < size[side] for side in (0, 1)]
+    # Cropping fits the picture around the size, padding within it: one side alone decides.
+    is_larger = any(shrinks) if resize != "crop" else all(shrinks)
+    assert is_larger or np.array_equal(served, expected)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    num_frames=st.integers(1, 10_000),
+    loudness=st.sampled_from([0, 1, 300, 32_768]),
+    seed=st.integers(0, 99),
+    rate=st.one_of(st.integers(1, 65_535), st.integers(6_554, 65_535).map(lambda tens: 10 * tens)),
+    part=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+)
+def test_any_part_of_a_clip_that_is_kept_encoded_is_the_slice_of_its_sixteen_bits(
+    num_frames, loudness, seed, rate, part
+):
+    spec = AudioSpec(rate, 10_000.0)
+    clip = np.random.default_rng(seed).integers(-loudness, max(1, loudness), num_frames).astype(np.int16)
+    start = int(part[0] * num_frames)
+    wanted = int(part[1] * (num_frames - start))
+    opened = open_clip(keep_clip(clip, spec=spec), spec=spec, start=start, num_frames=wanted)
+    np.testing.assert_array_equal(opened, clip[start : start + wanted] * np.float32(1 / 32_768))
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=damaged([keep_clip(np.arange(3_000).astype(np.int16), spec=AudioSpec(8_000, 1.0))]), part=st.booleans())
+def test_a_damaged_clip_that_was_kept_has_its_length_or_is_refused(data, part):
+    spec = AudioSpec(8_000, 1.0)
+
+    def decode(data, *, spec, name):
+        return open_clip(data, spec=spec, start=100 * part, num_frames=2_000 if part else None)
+
+    result = decoded_or_reason(decode, data, spec)
+    if isinstance(result, str):
+        assert result in REASONS
+    else:
+        assert result.size == 2_000 if part else result.size <= spec.max_frames

@@ -205,6 +205,66 @@ def test_retrying_works_on_a_dataset_opened_from_a_directory(tmp_path: Path) -> 
         assert dataset.failed_indices == []
 
 
+@pytest.mark.parametrize("kind", ["images", "clips"])
+def test_altered_samples_are_loaded_again_from_their_sources(tmp_path: Path, files: list[str], kind: str) -> None:
+    if kind == "images":
+        dataset: Any = InMemoryImageTextDataset(rows_of(files), image_size=SIZE, cache_dir=tmp_path / "cache")
+    else:
+        for i in range(5):
+            (tmp_path / f"{i}.wav").write_bytes(wav(100 + i))
+        clips = [{"audio": str(tmp_path / f"{i}.wav"), "caption": ""} for i in range(5)]
+        dataset = InMemoryAudioTextDataset(clips, target_sr=8000, cache_dir=tmp_path / "cache")
+    with dataset:
+        expected = [sample["image" if kind == "images" else "audio"].tolist() for sample in dataset]
+    (entry,) = (tmp_path / "cache").glob("*/manifest.json")
+    with open(entry.with_name("samples.safetensors"), "r+b") as file:
+        file.seek(-5, os.SEEK_END)
+        file.write(b"\1\2\3\4\5")
+    with type(dataset).load(entry.parent) as altered:
+        last = len(expected) - 1
+        assert altered.verify() == [last]
+        with pytest.raises(StoreError, match=r'retry_failed\(reasons=\{"checksum"\}\)'):
+            type(dataset).load(entry.parent, verify=True)
+        assert altered.retry_failed().bytes_fetched == 0
+        assert altered.retry_failed(reasons={"timeout"}).bytes_fetched == 0
+        assert altered.verify() == [last]
+        report = altered.retry_failed(reasons={"checksum"})
+        assert report.num_failed == 0
+        assert report.bytes_fetched == (Path(files[last]) if kind == "images" else tmp_path / "4.wav").stat().st_size
+        assert altered.verify() == []
+        assert [sample["image" if kind == "images" else "audio"].tolist() for sample in altered] == expected
+    with type(dataset).load(entry.parent, verify=True) as mended:
+        assert mended.report.num_failed == 0
+
+
+def test_an_altered_sample_that_cannot_be_had_again_is_a_failure_that_says_so(tmp_path: Path) -> None:
+    with InMemoryImageTextDataset(rows_of([png(1), png(2), png(3)]), image_size=SIZE) as dataset:
+        dataset.save(tmp_path)
+    with open(tmp_path / "samples.safetensors", "r+b") as file:
+        file.seek(4096 + 4 * 4 * 3)
+        file.write(b"\xff")
+    with InMemoryImageTextDataset.load(tmp_path) as dataset:
+        dataset.retry_failed(reasons={"checksum"})
+        assert dataset.failed_indices == [1]
+        assert dataset.report.by_reason == {"checksum": 1}
+        assert not dataset[1]["valid"]
+        assert "differ from their checksum" in dataset.report.failures[0].detail
+
+
+def test_only_failures_of_the_chosen_reasons_are_retried(tmp_path: Path, files: list[str]) -> None:
+    sources = [files[0], str(tmp_path / "missing.png"), b"no picture"]
+    with InMemoryImageTextDataset(rows_of(sources), image_size=SIZE) as dataset:
+        assert dataset.report.by_reason == {"not_found": 1, "not_media": 1}
+        (tmp_path / "missing.png").write_bytes(png(7))
+        dataset.retry_failed(reasons={"not_media"})
+        assert dataset.failed_indices == [1, 2]
+        dataset.retry_failed(reasons=["not_found"])
+        assert dataset.failed_indices == [2]
+        for wrong in ({"tiredness"}, "not_found"):
+            with pytest.raises(ConfigError, match="expected a set of 'dns', 'tls'"):
+                dataset.retry_failed(reasons=wrong)
+
+
 def test_retrying_clips_in_memory_needs_room_for_packing_and_in_a_directory_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,7 +273,7 @@ def test_retrying_clips_in_memory_needs_room_for_packing_and_in_a_directory_none
     with InMemoryAudioTextDataset(rows, target_sr=8000) as dataset:
         dataset.save(tmp_path / "saved")
         lost.write_bytes(wav(200))
-        monkeypatch.setattr("in_memory_datasets.build.free_memory", lambda: (dataset.nbytes - 1, "machine"))
+        monkeypatch.setattr("in_memory_datasets.build.loading.free_memory", lambda: (dataset.nbytes - 1, "machine"))
         with pytest.raises(MemoryLimitError, match="save the dataset to a directory and retry it there"):
             dataset.retry_failed()
         assert dataset.failed_indices == [1]

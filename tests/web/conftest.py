@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
+import fsspec
 import pytest
 
 from in_memory_datasets.errors import FetchError
@@ -43,3 +45,23 @@ def fail(make_fetcher: Callable[..., Fetcher]) -> Callable[..., FetchError]:
         return caught.value
 
     return fail
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Any]:
+    """Serve a real S3 API that s3:// URLs lead to, in this process and in those it starts, and give its file system."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("FSSPEC_S3_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setitem(fsspec.config.conf, "s3", {"endpoint_url": f"http://{host}:{port}"})
+        fs = fsspec.filesystem("s3")
+        yield fs
+        fs.clear_instance_cache()
+    server.stop()

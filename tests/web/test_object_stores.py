@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import fsspec
@@ -77,26 +78,13 @@ def test_an_unknown_protocol_is_a_bad_url(make_fetcher: MakeFetcher) -> None:
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """Serve a real S3 API with a bucket of twenty objects and an empty one."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setitem(fsspec.config.conf, "s3", {"endpoint_url": f"http://{host}:{port}"})
-        fs = fsspec.filesystem("s3")
-        fs.mkdir("pictures")
-        for number in range(20):
-            fs.pipe_file(f"pictures/{number}.jpg", b"object %d" % number)
-        fs.pipe_file("pictures/empty.jpg", b"")
-        yield "pictures"
-        fs.clear_instance_cache()
-    server.stop()
+def bucket(s3: Any) -> str:
+    """Fill a bucket with twenty objects and an empty one."""
+    s3.mkdir("pictures")
+    for number in range(20):
+        s3.pipe_file(f"pictures/{number}.jpg", b"object %d" % number)
+    s3.pipe_file("pictures/empty.jpg", b"")
+    return "pictures"
 
 
 def test_s3_objects_are_read_concurrently_under_the_default_guard(bucket: str) -> None:

@@ -238,7 +238,9 @@ def test_what_is_no_dataset_is_refused_with_what_would_be_one(data: Any, message
 
 @pytest.mark.parametrize("max_samples", [0, -1, True, 2.0, "10"])
 def test_max_samples_is_a_whole_number(max_samples: Any) -> None:
-    with pytest.raises(ConfigError, match=r"max_samples=.*expected a whole number of at least 1, or None"):
+    with pytest.raises(
+        ConfigError, match=r"max_samples=.*expected a whole number of at least 1, None for all or 'auto'"
+    ):
         open_them([{"image": "a", "caption": "b"}], max_samples=max_samples)
 
 

@@ -1,0 +1,48 @@
+"""A store to where it is kept and back: a directory, or a URL; with a progress bar."""
+
+from __future__ import annotations
+
+import os
+
+from in_memory_datasets.build.bars import progress_bar, waiting_bar
+from in_memory_datasets.errors import ConfigError
+from in_memory_datasets.store import Store, cache, open_store, save_store
+from in_memory_datasets.store.publishing import directory_of, fetch_store, is_url, publish
+
+
+def save(store: Store, place: str | os.PathLike[str], *, progress: bool) -> None:
+    """Write a store into a directory, or to a URL.
+
+    Raises:
+        StoreError: Other files are there; or, at a URL, samples are altered, or it cannot be written.
+        OSError: The disk is full or may not be written.
+    """
+    with progress_bar(progress, store.nbytes, "Saving", unit="B") as bar:
+        if isinstance(place, str) and is_url(place):
+            publish(store, place, on_progress=bar.update)
+        else:
+            save_store(store, directory_of(place), on_progress=bar.update)
+
+
+def open_saved(place: str | os.PathLike[str], *, cache_dir: cache.CacheDir | None, progress: bool) -> Store:
+    """Map a store that lies in a directory; one at a URL is downloaded first, once.
+
+    Args:
+        cache_dir: Where to; None for the platform's own directory for caches.
+
+    Raises:
+        StoreError: There is no complete store, or it is of another version or altered.
+        ConfigError: A cache is asked for what needs none.
+    """
+    if not (isinstance(place, str) and is_url(place)):
+        if cache_dir is not None:
+            raise ConfigError(f"cache_dir= is for what is downloaded, and {os.fspath(place)} is mapped where it lies")
+        return open_store(directory_of(place))
+    directory = cache.resolve(True if cache_dir is None else cache_dir)
+    with (
+        progress_bar(progress, None, "Downloading", unit="B") as bar,
+        waiting_bar(progress, None, "Another process is downloading", unit="B") as show,
+    ):
+        store = fetch_store(place, directory, on_progress=bar.update, on_waiting=show)
+    cache.keep_to_limit(directory)
+    return store
