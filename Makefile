@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart train fmt lint imports types test test-wheel docs bench bench-quick bench-gather bench-serve bench-device bench-report static check clean
+.PHONY: help setup quickstart train fmt lint imports types test test-wheel docs bench bench-quick bench-gather bench-encoded bench-serve bench-reload bench-pages bench-device bench-report static check clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -51,7 +51,7 @@ test-wheel: setup  ## Build the wheel and use it from an empty directory
 docs: setup  ## Run the examples in docstrings and guides
 	$(BIN)/python -m pytest -q tests/docs/test_docstrings.py tests/docs/test_guides.py
 
-bench: bench-quick bench-gather bench-serve bench-report  ## Run every benchmark, and make the page of them
+bench: bench-quick bench-gather bench-encoded bench-serve bench-reload bench-report  ## Run every benchmark, and make the page of them
 
 bench-quick: setup  ## Five epochs over 10,000 images: on the fly against in memory
 	$(BIN)/python -m benchmarks.bench_quick
@@ -59,8 +59,17 @@ bench-quick: setup  ## Five epochs over 10,000 images: on the fly against in mem
 bench-gather: setup  ## What serving costs against a bare copy of the same bytes
 	$(BIN)/python -m benchmarks.bench_gather
 
+bench-encoded: setup  ## What samples that lie encoded cost and save; needs the corpora
+	$(BIN)/python -m benchmarks.encoded
+
 bench-serve: setup  ## Side by side with other loaders, in environments of their own that it makes in build
 	$(BIN)/python -m benchmarks.serve
+
+bench-reload: setup  ## How soon a second process has its first batch, side by side; takes 32 GB of disk
+	$(BIN)/python -m benchmarks.reload
+
+bench-pages: setup  ## What huge pages are worth; needs root, since it lets the kernel use them
+	$(BIN)/python -m benchmarks.bench_pages
 
 bench-device: setup  ## What batches cost on a GPU
 	$(BIN)/python -m benchmarks.bench_device

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Kind = Literal["measure", "ours", "decoded", "encoded"]
@@ -63,12 +63,14 @@ class BarChart:
         alt: What it shows, in words.
         quantity: What the bars measure, with its unit.
         bars: In order.
+        words: What the legend says of a kind of bar, or of the "first" mark, where it is not what it says of epochs.
     """
 
     name: str
     alt: str
     quantity: str
     bars: list[Bar]
+    words: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,11 +177,16 @@ def _draw_bars(figure: Any, chart: BarChart) -> None:
     axes.set_ylim(len(bars) - 0.4, -0.6)
     _tidy(axes, "x")
     kinds = {bar.kind for bar in bars}
-    handles: list[Any] = [Patch(linewidth=0.6, **style) for kind, style in _STYLES.items() if kind in kinds]
+    handles: list[Any] = [
+        Patch(linewidth=0.6, **{**style, "label": chart.words.get(kind, style["label"])})
+        for kind, style in _STYLES.items()
+        if kind in kinds
+    ]
     handles.append(Line2D([], [], color="black", linewidth=1.2, label="smallest to largest of the repeats"))
     if any(bar.first is not None for bar in bars):
         mark: dict[str, Any] = {"marker": "D", "markersize": 4.5, "markeredgecolor": _VERMILION, "color": "white"}
-        handles.append(Line2D([], [], linewidth=0, label="first epoch after opening", **mark))
+        label = chart.words.get("first", "first epoch after opening")
+        handles.append(Line2D([], [], linewidth=0, label=label, **mark))
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
 
 

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.report import gather
+from benchmarks.report import encoded, gather
 from benchmarks.report.charts import Chart
 from benchmarks.report.device import device
 from benchmarks.report.gather import five_epochs
+from benchmarks.report.pages import pages
+from benchmarks.report.reload import reload
 from benchmarks.report.sections import Finding, Record, Section, join, table
 from benchmarks.report.side_by_side import side_by_side
 
@@ -40,6 +42,15 @@ _PARTS: list[tuple[str, str, Callable[[Record], Section]]] = [
     ("endurance", "many epochs", gather.endurance),
 ]
 
+# And those of samples that lie encoded.
+_ENCODED_PARTS: list[tuple[str, str, Callable[[Record], Section]]] = [
+    ("access", "decoding on access", encoded.access),
+    ("sizes", "samples in a gigabyte", encoded.sizes),
+    ("quality", "what recompressing loses", encoded.quality),
+    ("mixture", "mixtures", encoded.mixture),
+    ("disk", "a part on the disk", encoded.disk),
+]
+
 
 @dataclass(frozen=True, slots=True)
 class Page:
@@ -56,9 +67,15 @@ class Page:
 
 def make_page(results: Path) -> Page:
     """Make the page of the results in a directory; what has not been measured is named with its command."""
-    records = {name: read(results / name / "results.json") for name in ("quick", "gather", "serve", "device")}
-    quick, copies, serve, on_device = records.values()
-    parts = {key: _part(copies, key, title, write) for key, title, write in _PARTS}
+    names = ("quick", "gather", "encoded", "serve", "reload", "pages", "device")
+    records = {name: read(results / name / "results.json") for name in names}
+    parts = {key: _part(records["gather"], key, title, write, "make bench-gather") for key, title, write in _PARTS}
+    of_encoded = [
+        _part(records["encoded"], key, title, write, "make bench-encoded") for key, title, write in _ENCODED_PARTS
+    ]
+    quick, serve, reloaded, in_pages, on_device = (
+        records[name] for name in ("quick", "serve", "reload", "pages", "device")
+    )
     sections = [
         join(
             "## Five epochs",
@@ -69,14 +86,23 @@ def make_page(results: Path) -> Page:
         join("## How cost grows", parts["growth"]),
         join("## Order", parts["order"]),
         join("## Many epochs", parts["endurance"]),
+        join("## Encoded samples", *of_encoded),
         join(
             "## Side by side with others",
             side_by_side(serve) if serve else _not_measured("side by side with others", "make bench-serve"),
         ),
+        join(
+            "## Reload",
+            reload(reloaded) if reloaded else _not_measured("reload", "make bench-reload"),
+        ),
+        join(
+            "## Huge pages",
+            pages(in_pages["figures"]) if in_pages else _not_measured("huge pages", "make bench-pages"),
+        ),
         join("## On a GPU", device(on_device) if on_device else Section([_NO_DEVICE, ""])),
     ]
     findings = [finding for section in sections for finding in section.findings]
-    lines = [_HEAD, *_targets(findings), *_machines(quick, copies or {}, serve, on_device)]
+    lines = [_HEAD, *_targets(findings), *_machines(records)]
     lines += [line for section in sections for line in section.lines]
     return Page("\n".join(lines).rstrip() + "\n", [chart for section in sections for chart in section.charts])
 
@@ -86,9 +112,9 @@ def read(path: Path) -> Record:
     return json.loads(path.read_text("utf-8")) if path.exists() else None
 
 
-def _part(record: Record, key: str, title: str, write: Callable[[Record], Section]) -> Section:
+def _part(record: Record, key: str, title: str, write: Callable[[Record], Section], command: str) -> Section:
     if record is None or key not in record:
-        return _not_measured(title, "make bench-gather")
+        return _not_measured(title, command)
     return write(record[key]["figures"])
 
 
@@ -116,12 +142,19 @@ def _targets(findings: list[Finding]) -> list[str]:
     ]
 
 
-def _machines(quick: Record, copies: Record, serve: Record, on_device: Record) -> list[str]:
+def _machines(records: dict[str, Record]) -> list[str]:
     """Say where and when each part was measured, and with what it is measured again."""
-    measured = [("five epochs", "make bench-quick", quick)] if quick else []
-    measured += [(title, "make bench-gather", copies[key]) for key, title, _ in _PARTS if key in copies]
-    measured += [("side by side with others", "make bench-serve", serve)] if serve else []
-    measured += [("on a GPU", "make bench-device", on_device)] if on_device else []
+    copies, kept = records["gather"] or {}, records["encoded"] or {}
+    measured = [("five epochs", "quick", records["quick"])]
+    measured += [(title, "gather", copies.get(key)) for key, title, _ in _PARTS]
+    measured += [(title, "encoded", kept.get(key)) for key, title, _ in _ENCODED_PARTS]
+    measured += [
+        ("side by side with others", "serve", records["serve"]),
+        ("reload", "reload", records["reload"]),
+        ("huge pages", "pages", records["pages"]),
+        ("on a GPU", "device", records["device"]),
+    ]
+    measured = [(title, f"make bench-{name}", record) for title, name, record in measured if record]
     if not measured:
         return []
     machines: dict[str, int] = {}

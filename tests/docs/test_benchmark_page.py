@@ -13,6 +13,10 @@ from typing import Any
 import matplotlib
 import pytest
 
+from benchmarks.reload.contestants import OURS as RELOADS
+from benchmarks.reload.contestants import PICKLED_ARRAY
+from benchmarks.reload.figures import make_rows as make_reload_rows
+from benchmarks.reload.runner import Entry
 from benchmarks.report.__main__ import write_page
 from benchmarks.report.charts import Line, LineChart, Panel, draw
 from benchmarks.report.page import make_page
@@ -105,6 +109,10 @@ def test_every_figure_of_the_gather_is_on_the_page(results: Path) -> None:
     assert unmoved(results, "gather", lambda place: place[:3] != single_epoch) == []
 
 
+def test_every_figure_of_huge_pages_is_on_the_page(results: Path) -> None:
+    assert unmoved(results, "pages", lambda place: True) == []
+
+
 def test_a_chart_follows_its_figures(results: Path) -> None:
     path = results / "gather" / "results.json"
     record = json.loads(path.read_text("utf-8"))
@@ -149,7 +157,8 @@ def test_what_was_not_measured_is_named_with_its_command(results: Path) -> None:
     assert "Not measured yet: workers. `make bench-gather` does it." in make_page(results).text
 
     page = make_page(results / "nothing")
-    for command in ("make bench-quick", "make bench-gather", "make bench-serve"):
+    for name in ("quick", "gather", "encoded", "serve", "reload"):
+        command = f"make bench-{name}"
         assert f". `{command}` does it." in page.text
     assert "Not measured: no GPU at hand." in page.text
     assert page.charts == []
@@ -285,6 +294,117 @@ def test_a_page_leaves_no_chart_behind_that_it_does_not_show(tmp_path: Path) -> 
     assert (tmp_path / "page.md").read_text("utf-8") == page.text
 
 
+def reopen(key: str, num_samples: int, *milliseconds: float, error: str = "") -> Entry:
+    """Make up what the processes of one contestant answered, one per repeat, cold twice as slow as warm."""
+    entry = Entry(key, num_samples, Path("nowhere"), stored_mb=151.7, error=error)
+    for slower, phase in ((1.0, "warm"), (2.0, "cold")):
+        entry.timings[phase] += [  # type: ignore[index]
+            {
+                "imports_ms": 987.6,
+                "open_ms": slower * first / 4,
+                "batch_ms": slower * first * 3 / 4,
+                "first_batch_ms": slower * first,
+                "grown_mb": 65.4,
+                "own_mb": 32.1,
+                "late_modules": 2,
+                "resident_share": 2 - slower,
+            }
+            for first in milliseconds
+        ]
+    return entry
+
+
+def reloaded(directory: Path, *sizes: list[Entry]) -> Path:
+    """Write made-up results of reloading; give the directory of all results."""
+    record = {
+        "machine": MACHINE,
+        "method": "As described.",
+        "seconds": 4321,
+        "batch_size": 32,
+        "repeats": 3,
+        "versions": {"litdata": "0.2.76"},
+        "rows": [row for entries in sizes for row in make_reload_rows(entries, in_turn=True)],
+    }
+    (directory / "reload").mkdir(exist_ok=True)
+    (directory / "reload" / "results.json").write_text(json.dumps(record), "utf-8")
+    return directory
+
+
+def test_whoever_reloads_sooner_is_named_and_whoever_does_not_is_held_against_the_targets(tmp_path: Path) -> None:
+    loaded, cached = RELOADS
+    results = reloaded(
+        tmp_path,
+        [
+            reopen(loaded, 10_000, 10, 11, 12),
+            reopen(cached, 10_000, 60, 61, 62),
+            reopen("bare-memory-map", 10_000, 2, 2, 2),
+            reopen(PICKLED_ARRAY, 10_000, 400, 440, 480),
+            reopen("litdata-arrays", 10_000, 8, 10, 12),
+            reopen("lance", 10_000, error="prepare failed"),
+        ],
+    )
+    text = make_page(results).text
+    sooner = text.partition("### Where another has its first batch sooner")[2].partition("###")[0]
+    assert [line for line in sooner.splitlines() if line.startswith("| 10,000 | warm")] == [
+        "| 10,000 | warm | bare memory map (no captions) | 2.0 (2.0–2.0) | 11.0 (10.0–12.0) | 5.50 × |",
+        "| 10,000 | warm | LitData, arrays | 10.0 (8.0–12.0) | 11.0 (10.0–12.0) | 1.10 ×, ranges overlap |",
+    ]
+    summary = re.findall(r"^\| Reload: .* \|$", text, re.MULTILINE)
+    assert summary == [
+        "| Reload: first batch, imports aside | ≤ 100 ms | **3 of 4 met** | "
+        "122.000 ms (in_memory_datasets, cache_dir, 10,000 images, cold) |",
+        "| Reload: times faster than a pickled array | ≥ 20 × | **2 of 4 met** | "
+        "7.213 × (pickle, one array to `cache_dir`, 10,000 images, warm) |",
+        "| Reload: first batch of another way, to ours | ≥ 1 × | **0 of 4 met** | "
+        "0.164 × (LitData, arrays to `cache_dir`, 10,000 images, warm) |",
+    ]
+    assert "- Lance: prepare failed" in text
+
+
+def test_nobody_reloads_sooner_is_said_in_so_many_words(tmp_path: Path) -> None:
+    """What was pickled of few images is held against no target."""
+    entries = [*(reopen(key, 1000, 10, 10, 10) for key in RELOADS), reopen(PICKLED_ARRAY, 1000, 50, 50, 50)]
+    text = make_page(reloaded(tmp_path, entries)).text
+    assert "Nowhere: in none of the 2 combinations of size and phase" in text
+    assert "| Reload: times faster" not in text
+
+
+def test_reloading_a_hundred_times_the_images_is_compared_with_the_target(tmp_path: Path) -> None:
+    sizes = [
+        [reopen(key, number, *times) for key in RELOADS] for number, times in ((100, [10]), (10_000, [11, 12, 13]))
+    ]
+    page = make_page(reloaded(tmp_path, *sizes))
+    assert "| in_memory_datasets, load | 1.20 × | 1.20 × |" in page.text
+    assert "≤ 1.1 ×; `load`, warm: **not met**; `load`, cold: **not met**" in page.text
+    assert [chart.name for chart in page.charts] == ["reload-100", "reload-10000"]
+    svg = draw(page.charts[1]).decode()
+    assert "in_memory_datasets, cache_dir" in svg
+    assert ">cold<" in svg
+    assert "first epoch" not in svg
+
+
+def test_every_figure_of_reloading_is_on_the_page(tmp_path: Path) -> None:
+    """All but the ends of the ranges of what a first batch is made of."""
+    entries = [reopen(RELOADS[0], 1000, 10, 12, 14), reopen(RELOADS[1], 1000, 20, 22, 24)]
+    entries.append(reopen("safetensors", 1000, 30, 33, 36))
+    results = reloaded(tmp_path, entries)
+    whole = {"first_batch_ms", "times_ours", "stored_mb", "resident_share"}
+    parts = {"open_ms", "batch_ms"}
+    once = {"imports_ms", "grown_mb", "own_mb", "late_modules"}  # told of the warm process alone
+    record = json.loads((results / "reload" / "results.json").read_text("utf-8"))
+    warm = [number for number, row in enumerate(record["rows"]) if row["phase"] == "warm"]
+
+    def is_told(place: tuple[Any, ...]) -> bool:
+        if place[0] != "rows" or place[2] == "num_samples":
+            return place[0] in ("rows", "seconds", "batch_size", "repeats")
+        if place[2] == "stored_mb":
+            return place[1] in warm
+        median_of = place[2] if place[-1] == "median" else ""
+        return place[2] in whole or median_of in parts or (median_of in once and place[1] in warm)
+
+    assert unmoved(results, "reload", is_told) == []
+
+
 def test_what_was_measured_on_a_device_takes_the_place_of_the_excuse(tmp_path: Path) -> None:
     pair = {"ratio": 0.912, "ratio_range": [0.901, 0.923]}
     record = {
@@ -307,3 +427,55 @@ def test_what_was_measured_on_a_device_takes_the_place_of_the_excuse(tmp_path: P
     assert "| gather on the device, B = 256 | 4,000.0 | 3,600.0 | 0.912 (0.901–0.923) | ≥ 0.7 | met |" in text
     assert "| `DevicePrefetcher` | 3.000 | 2.20 | ≤ 1 % | **not met** |" in text
     assert unmoved(tmp_path, "device", lambda place: True) == []
+
+
+def kept_encoded(directory: Path) -> Path:
+    """Write made-up results of encoded samples; give the directory of all results."""
+    pair = {"ratio": 0.912, "ratio_range": [0.871, 0.953]}
+    row = {"what": "photos", "batch_size": 32, "kept_bytes": 90_123, "bare_per_s": 900.0, "loader_per_s": 820.0, **pair}
+    forms = {"decoded": 150_634.4, "encoded, 90": 23_458.1}
+    lost = {"psnr": {"median": 37.4, "worst_20th": 32.5}, "ssim": {"median": 0.986, "worst_20th": 0.974}}
+    mixed = {"share_decoded": 0.5, "nbytes": 61_807_230, "per_s": 1819.0, "expected_per_s": 1883.0, **pair}
+    absent = {"share_on_disk": 0.25, "share_read": 0.6, "in_memory_per_s": 612.0, "expected_per_s": 600.0}
+    figures = {
+        "access": {"num_threads": 2, "quality": 90, "rows": [row, {**row, "what": "recompressed", "ratio": 0.899}]},
+        "sizes": {
+            "images": {"num_samples": 416, "bytes_per_sample": forms},
+            "audio": {"num_samples": 211, "mean_seconds": 4.38, "bytes_per_sample": {"decoded": 280_356.7}},
+        },
+        "quality": {"num_pictures": 383, "rows": [{"quality": 90, "num_recompressed": 361, **lost}]},
+        "mixture": {"num_samples": 2048, "batch_size": 32, "rows": [mixed]},
+        "disk": {
+            "num_samples": 6000,
+            "nbytes": 358_919_265,
+            "batch_size": 32,
+            "reads_per_s": 7655.6,
+            "read_ahead_bytes": 131_072,
+            "rows": [{**absent, "per_s": 564.0, **pair}],
+        },
+    }
+    record = {part: {"machine": MACHINE, "figures": found} for part, found in figures.items()}
+    (directory / "encoded").mkdir()
+    (directory / "encoded" / "results.json").write_text(json.dumps(record), "utf-8")
+    return directory
+
+
+def test_every_figure_of_encoded_samples_is_on_the_page(tmp_path: Path) -> None:
+    results = kept_encoded(tmp_path)
+    text = make_page(results).text
+    assert "| photographs, as fetched | 32 | 90.1 | 900 | 820 | 0.912 (0.871–0.953) | ≥ 0.9 | met |" in text
+    assert (
+        "| photographs, recompressed at 90 | 32 | 90.1 | 900 | 820 | 0.899 (0.871–0.953) | ≥ 0.9 | **not met** |"
+        in text
+    )
+    assert '| encoded, `recompress=("jpeg", 90)` | 23,458 | 42,629 | 6.42 × |' in text
+    assert "| 25.0 % | 0.60 | 612 | 600 | 564 | 0.912 (0.871–0.953) |" in text
+    assert unmoved(results, "encoded", lambda place: True) == []
+
+
+def test_why_nothing_was_measured_on_a_disk_is_on_the_page(tmp_path: Path) -> None:
+    path = kept_encoded(tmp_path) / "encoded" / "results.json"
+    record = json.loads(path.read_text("utf-8"))
+    record["disk"]["figures"] = {"note": "there is no disk"}
+    path.write_text(json.dumps(record), "utf-8")
+    assert "Not measured: there is no disk." in make_page(tmp_path).text
