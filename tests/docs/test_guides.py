@@ -167,13 +167,16 @@ def test_every_example_runs(paper: Path, files: Path, tmp_path: Path, monkeypatc
 
 
 def keep_stores_of(files: Path) -> None:
-    """Save the two datasets that the reader of store-format.md opens."""
+    """Save the datasets that the readers of store-format.md open."""
     load_dataset = load_dataset_from(files)
     images = load_dataset("allenai/pixmo-cap", split="train")
-    with InMemoryImageTextDataset(images, image_size=(48, 32), progress=False) as dataset:
-        dataset.save("captioned-images")
-    with InMemoryAudioTextDataset(load_dataset("me/field-recordings", split="train"), progress=False) as dataset:
-        dataset.save("captioned-clips")
+    clips = load_dataset("me/field-recordings", split="train")
+    for storage in ("decoded", "encoded"):
+        name = "captioned" if storage == "decoded" else "encoded"
+        with InMemoryImageTextDataset(images, image_size=(48, 32), storage=storage, progress=False) as pictures:
+            pictures.save(f"{name}-images")
+        with InMemoryAudioTextDataset(clips, storage=storage, progress=False) as sounds:
+            sounds.save(f"{name}-clips")
 
 
 @pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.name)
