@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import ExitStack
 
 from in_memory_datasets.build.bars import progress_bar, waiting_bar
 from in_memory_datasets.errors import ConfigError
@@ -18,7 +20,7 @@ def save(store: Store, place: str | os.PathLike[str], *, progress: bool) -> None
         OSError: The disk is full or may not be written.
     """
     with progress_bar(progress, store.nbytes, "Saving", unit="B") as bar:
-        if isinstance(place, str) and is_url(place):
+        if is_url(place):
             publish(store, place, on_progress=bar.update)
         else:
             save_store(store, directory_of(place), on_progress=bar.update)
@@ -34,15 +36,19 @@ def open_saved(place: str | os.PathLike[str], *, cache_dir: cache.CacheDir | Non
         StoreError: There is no complete store, or it is of another version or altered.
         ConfigError: A cache is asked for what needs none.
     """
-    if not (isinstance(place, str) and is_url(place)):
+    if not is_url(place):
         if cache_dir is not None:
             raise ConfigError(f"cache_dir= is for what is downloaded, and {os.fspath(place)} is mapped where it lies")
         return open_store(directory_of(place))
     directory = cache.resolve(True if cache_dir is None else cache_dir)
-    with (
-        progress_bar(progress, None, "Downloading", unit="B") as bar,
-        waiting_bar(progress, None, "Another process is downloading", unit="B") as show,
-    ):
-        store = fetch_store(place, directory, on_progress=bar.update, on_waiting=show)
+    with ExitStack() as shown, waiting_bar(progress, None, "Another process is downloading", unit="B") as show:
+
+        def begin(num_bytes: int) -> Callable[[int], object]:
+            update: Callable[[int], object] = shown.enter_context(
+                progress_bar(progress, num_bytes, "Downloading", unit="B")
+            ).update
+            return update
+
+        store = fetch_store(place, directory, on_download=begin, on_waiting=show)
     cache.keep_to_limit(directory)
     return store

@@ -12,13 +12,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import unquote
 
 from in_memory_datasets.errors import ConfigError, InMemoryDatasetsError, MissingExtraError, StoreError
@@ -29,6 +30,7 @@ from in_memory_datasets.store.manifest import MANIFEST, Manifest, parse_manifest
 from in_memory_datasets.store.store import ROWS, SAMPLES, Store, compare_with_manifest, open_store
 
 OnProgress = Callable[[int], object]
+OnDownload = Callable[[int], OnProgress]
 Place = str | os.PathLike[str]
 
 _PART_BYTES = 8 * 2**20
@@ -38,7 +40,7 @@ _WITHOUT_DIRECTORIES = {"abfs", "abfss", "adl", "az", "gcs", "gs", "oci", "oss",
 _OF_THE_HUB = {".gitattributes", "README.md"}
 
 
-def is_url(place: Place) -> bool:
+def is_url(place: Place) -> TypeGuard[str]:
     """Tell whether a place is a URL, and not a directory of this machine.
 
     Example:
@@ -49,12 +51,19 @@ def is_url(place: Place) -> bool:
 
 
 def directory_of(place: Place) -> Path:
-    """Give the directory that a place which is no URL means."""
+    """Give the directory that a place which is no URL means.
+
+    Raises:
+        ConfigError: A URL was made a path, in which its two slashes are one.
+    """
     if isinstance(place, str) and place.startswith(("file://", "local://")):
         from fsspec.implementations.local import LocalFileSystem
 
         return Path(str(LocalFileSystem._strip_protocol(place)))
-    return Path(place)
+    directory = Path(place)
+    if not isinstance(place, str) and (protocol := re.fullmatch(r"([a-z][a-z0-9+.-]+):", "".join(directory.parts[:1]))):
+        raise ConfigError(f"{directory} is a path, and no URL: give {protocol[1]}://... as a str")
+    return directory
 
 
 def publish(store: Store, url: str, *, on_progress: OnProgress = lambda num_bytes: None) -> None:
@@ -84,13 +93,13 @@ def fetch_store(
     url: str,
     cache_dir: Path,
     *,
-    on_progress: OnProgress = lambda num_bytes: None,
+    on_download: OnDownload = lambda num_bytes: lambda num_more_bytes: None,
     on_waiting: Callable[[int], object] = lambda num_bytes: None,
 ) -> Store:
     """Open what was published at a URL, after downloading it into a cache where it is not there yet.
 
     Args:
-        on_progress: Told how many more bytes are here.
+        on_download: Told, before a download, how many bytes there are; what it returns is told how many more are here.
         on_waiting: Told, while another process downloads the same, how many bytes that one has.
 
     Raises:
@@ -112,7 +121,7 @@ def fetch_store(
     name = hashlib.sha256(text).hexdigest()[:32]
 
     def build(entry: Path) -> Store:
-        _download(fs, path, url, entry, on_progress)
+        _download(fs, path, url, entry, on_download)
         _check(entry, manifest, shown)
         for file in (SAMPLES, ROWS):
             os.replace(entry / f"{file}.partial", entry / file)
@@ -204,7 +213,7 @@ def _commit(store: Store, place: _HubPlace) -> None:
         )
 
 
-def _download(fs: Any, path: str, url: str, entry: Path, on_progress: OnProgress) -> None:
+def _download(fs: Any, path: str, url: str, entry: Path, on_download: OnDownload) -> None:
     """Bring the samples and rows into partial files, going on with what an earlier download left there."""
     with _storage_errors(url):
         sizes = {name: int(fs.info(f"{path}/{name}")["size"]) for name in (SAMPLES, ROWS)}
@@ -216,6 +225,7 @@ def _download(fs: Any, path: str, url: str, entry: Path, on_progress: OnProgress
             f"{entry} has {format_bytes(free)} free, and {format_bytes(missing)} are to be downloaded: make room, or "
             "take another cache_dir"
         )
+    on_progress = on_download(sum(sizes.values()))
     with ThreadPoolExecutor(_NUM_PARTS_AT_ONCE, "in-memory-datasets-download") as threads:
         for name, size in sizes.items():
             read = functools.partial(_read_part, fs, f"{path}/{name}", url)

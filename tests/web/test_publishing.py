@@ -18,6 +18,7 @@ import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
+from tqdm.auto import tqdm
 
 from in_memory_datasets import (
     ConfigError,
@@ -295,6 +296,33 @@ def test_a_directory_may_be_given_as_a_url_and_is_mapped_where_it_lies(saved: Pa
     assert files_of(tmp_path / "another place") == files_of(saved)
     with pytest.raises(ConfigError, match=r"cache_dir= is for what is downloaded, and .*saved is mapped where it lies"):
         InMemoryImageTextDataset.load(saved, cache_dir=tmp_path / "cache")
+
+
+def test_a_url_that_became_a_path_is_no_directory(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with (
+        InMemoryImageTextDataset.load(saved) as dataset,
+        pytest.raises(ConfigError, match=r"give s3://\.\.\. as a str"),
+    ):
+        dataset.save(Path("s3://bucket/birds"), progress=False)
+    with pytest.raises(ConfigError, match=r"s3:/bucket/birds is a path, and no URL"):
+        InMemoryImageTextDataset.load(Path("s3://bucket/birds"))
+    assert os.listdir(tmp_path) == ["saved"]
+
+
+def test_a_bar_shows_what_is_downloaded_and_none_where_nothing_is(
+    memory: MemoryFileSystem, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with InMemoryImageTextDataset.load(saved) as dataset:
+        dataset.save("memory://birds", progress=False)
+    num_bytes = sum((saved / name).stat().st_size for name in FILES[:2])
+    drawn: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(tqdm, "display", lambda bar, *_, **__: drawn.append((bar.desc, bar.n, bar.total)))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    for expected in (("Downloading", num_bytes, num_bytes), None):
+        drawn.clear()
+        InMemoryImageTextDataset.load("memory://birds", cache_dir=tmp_path / "cache").close()
+        assert (drawn[-1] if drawn else None) == expected
 
 
 def test_two_processes_at_once_download_once(birds: Any, saved: Path, tmp_path: Path) -> None:
