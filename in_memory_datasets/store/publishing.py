@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +26,7 @@ from in_memory_datasets.schema import format_bytes, strip_credentials
 from in_memory_datasets.store.attach import attach_or_build
 from in_memory_datasets.store.block import Block
 from in_memory_datasets.store.manifest import MANIFEST, Manifest, parse_manifest, write_manifest
-from in_memory_datasets.store.store import ROWS, SAMPLES, Store, compare_with_manifest, open_store
+from in_memory_datasets.store.store import ROWS, SAMPLES, Store, compare_places, compare_rows, open_store
 
 OnProgress = Callable[[int], object]
 OnDownload = Callable[[int], OnProgress]
@@ -61,8 +60,9 @@ def directory_of(place: Place) -> Path:
 
         return Path(str(LocalFileSystem._strip_protocol(place)))
     directory = Path(place)
-    if not isinstance(place, str) and (protocol := re.fullmatch(r"([a-z][a-z0-9+.-]+):", "".join(directory.parts[:1]))):
-        raise ConfigError(f"{directory} is a path, and no URL: give {protocol[1]}://... as a str")
+    protocol, colon, rest = str(directory).partition(":/")
+    if not isinstance(place, str) and colon and protocol.isalnum():
+        raise ConfigError(f"{directory} is a path, and no URL: give {protocol}://{rest} as a str")
     return directory
 
 
@@ -265,8 +265,9 @@ def _check(entry: Path, manifest: Manifest, shown: str) -> None:
     try:
         with ExitStack() as opened:
             samples, rows = (opened.enter_context(Block.open(partial)) for partial in partials)
-            store = Store(manifest.spec, samples=samples, rows=rows)
-            compare_with_manifest(store, manifest)
+            compare_rows(rows, manifest)
+            store = Store(manifest.spec, samples=samples, rows=rows)  # looks through every row, whoever wrote them
+            compare_places(store, manifest)
             if bad := store.verify():
                 raise StoreError(
                     f"{len(bad):,} of {store.num_samples:,} samples differ from their checksums (rows {bad[:5]})"

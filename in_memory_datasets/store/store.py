@@ -43,6 +43,7 @@ class Store:
         samples: The block that is samples.safetensors; the store owns it from here on.
         rows: The block that is rows.arrow; likewise.
         directory: Where both lie as files, or None for memory.
+        intact: Whether the rows are known to be what was written.
 
     Attributes:
         images: uint8, shape (D, H, W, 3), read-only: the decoded samples, the first ones. Of an audio store, and where
@@ -58,14 +59,20 @@ class Store:
     """
 
     def __init__(
-        self, spec: ImageSpec | AudioSpec, *, samples: Block, rows: Block, directory: Path | None = None
+        self,
+        spec: ImageSpec | AudioSpec,
+        *,
+        samples: Block,
+        rows: Block,
+        directory: Path | None = None,
+        intact: bool = False,
     ) -> None:
         self.spec = spec
         self.samples = samples
         self.rows = rows
         self.directory = directory
         self._num_bytes = samples.nbytes, rows.nbytes
-        self._table: RowTable | None = RowTable(rows.view())
+        self._table: RowTable | None = RowTable(rows.view(), intact=intact)
         arrays = map_arrays(samples.view())
         self.num_decoded = check_arrays(spec, self.table.num_rows, arrays)
         self.images, self.frames, self.offsets = (arrays.get(name) for name in ("images", "frames", "offsets"))
@@ -129,12 +136,11 @@ class Store:
         assert self.offsets is not None
         return self.frames[self.offsets[slot] : self.offsets[slot + 1]]
 
-    def checksums(self) -> dict[str, str]:
-        """Digest all but the media: the rows, and where in samples.safetensors what lies."""
+    def places_digest(self) -> str:
+        """Digest what samples.safetensors says of where in it what lies."""
         media = self.images if self.frames is None else self.frames
         num_media = sum(array.nbytes for array in (media, self.encoded) if array is not None)
-        places = self.samples.view()[: self.samples.nbytes - num_media]
-        return {"rows": digest(self.rows.view()), "places": digest(places)}
+        return digest(self.samples.view()[: self.samples.nbytes - num_media])
 
     def read_encoded(self, slot: int) -> bytes:
         """Copy the bytes of an encoded sample out of the store, from the disk if need be. Thread-safe.
@@ -168,7 +174,8 @@ class Store:
 
     def manifest(self, *, replacing: Manifest | None = None) -> bytes:
         """Write down what this store is; see `make_manifest`."""
-        return make_manifest(self.spec, self.num_samples, self.checksums(), replacing=replacing)
+        checksums = {"rows": digest(self.rows.view()), "places": self.places_digest()}
+        return make_manifest(self.spec, self.num_samples, checksums, replacing=replacing)
 
     def verify(self) -> list[int]:
         """Compare every loaded sample with its checksum and list the slots that differ. Cost: one read of all."""
@@ -319,8 +326,9 @@ def open_store(directory: str | os.PathLike[str]) -> Store:
             for name, block in ((SAMPLES, samples), (ROWS, rows)):
                 if not block.nbytes:
                     raise StoreError(f"{place / name} is empty; delete the directory and load again")
-            store = Store(manifest.spec, samples=samples, rows=rows, directory=place)
-            compare_with_manifest(store, manifest)
+            intact = compare_rows(rows, manifest)
+            store = Store(manifest.spec, samples=samples, rows=rows, directory=place, intact=intact)
+            compare_places(store, manifest)
             _refuse_swapped_samples(store)
             store.hold()
             opened.pop_all()  # they are the store's now
@@ -333,23 +341,36 @@ def open_store(directory: str | os.PathLike[str]) -> Store:
     return store
 
 
-def compare_with_manifest(store: Store, manifest: Manifest) -> None:
-    """Compare the rows of a store, and where its samples lie, with what its manifest says.
+def compare_rows(rows: Block, manifest: Manifest) -> bool:
+    """Compare rows.arrow with what a manifest says of it, and tell whether that says anything.
+
+    Raises:
+        StoreError: They differ.
+    """
+    if "rows" not in manifest.checksums:
+        return False
+    _compare(ROWS, digest(rows.view()), manifest.checksums["rows"])
+    return True
+
+
+def compare_places(store: Store, manifest: Manifest) -> None:
+    """Compare the number of samples, and where they lie, with what a manifest says.
 
     Raises:
         StoreError: They differ.
     """
     if store.num_samples != manifest.num_samples:
         raise StoreError(f"{ROWS} has {store.num_samples} rows, expected {manifest.num_samples!r}")
-    files = {"rows": ROWS, "places": f"the beginning of {SAMPLES}"}
-    found = store.checksums() if manifest.checksums else {}
-    for name, expected in manifest.checksums.items():
-        if found.get(name) not in expected:
-            raise StoreError(
-                f"{files.get(name, name)} differs from its checksum ({found.get(name)}, expected "
-                f"{' or '.join(expected)}): it was altered, or belongs to another dataset; delete the directory and "
-                "load again"
-            )
+    if "places" in manifest.checksums:
+        _compare(f"the beginning of {SAMPLES}", store.places_digest(), manifest.checksums["places"])
+
+
+def _compare(what: str, found: str, expected: list[str]) -> None:
+    if found not in expected:
+        raise StoreError(
+            f"{what} differs from its checksum ({found}, expected {' or '.join(expected)}): it was altered, or belongs "
+            "to another dataset; delete the directory and load again"
+        )
 
 
 def _refuse_swapped_samples(store: Store) -> None:
