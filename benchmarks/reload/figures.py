@@ -12,8 +12,9 @@ from benchmarks.reload.runner import PHASES, Entry
 Row = dict[str, Any]
 _FIGURES = ("imports_ms", "open_ms", "batch_ms", "first_batch_ms", "grown_mb", "own_mb", "late_modules")
 METHOD = (
-    "The clock runs from opening to a batch of 32 images that chance chose, another one in every repeat and the same "
-    "for all; imports were done before, and every repeat is a process of its own. Warm: all files were read just "
+    "The clock runs from opening to a batch of 32 images out of a stock DataLoader without workers, through which all "
+    "go alike; chance chose the batch, another one in every repeat and the same for all. Imports were done before, and "
+    "every repeat is a process of its own. Warm: all files were read just "
     "before. Cold: the files were written through and dropped from the page cache between the imports and the clock "
     "(posix_fadvise DONTNEED{and_all}); what a host beneath this machine keeps is not in its hands. mincore tells what "
     "was in the page cache. Every batch was compared with what was written: images bit for bit, and captions where "

@@ -77,7 +77,7 @@ def measure(job: Job) -> Any:
     start = time.perf_counter()
     opened = contestant.open(Path(job.place))
     is_open = time.perf_counter()
-    images, captions = contestant.take(opened, job.indices)
+    images, captions = contestant.first_batch(opened, job.indices)
     end = time.perf_counter()
     after = memory()
     late = len(sys.modules) - num_modules

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from benchmarks.reload.contestants.base import Contestant
+from benchmarks.reload.contestants.base import Indexed
 from benchmarks.reload.pictures import PICTURE_BYTES, SIDE, Pictures, describe, draw
 
 
@@ -26,7 +26,7 @@ def pixels_of(numbers: Sequence[int]) -> Any:
     return pa.FixedSizeListArray.from_arrays(pa.array(pixels), PICTURE_BYTES)
 
 
-class Arrow(Contestant):
+class Arrow(Indexed):
     """Pixels in an Arrow table, which is mapped."""
 
     name = "datasets, arrays"
@@ -117,7 +117,7 @@ def encode(i: int) -> bytes:
     return file.getvalue()
 
 
-class MappedTensorDict(Contestant):
+class MappedTensorDict(Indexed):
     """tensordict's memory-mapped tensors."""
 
     name = "tensordict memmap"
@@ -150,7 +150,7 @@ class MappedTensorDict(Contestant):
         return opened[indices]["image"], None
 
 
-class LitData(Contestant):
+class LitData(Indexed):
     """LitData's chunks with raw arrays, on the local disk."""
 
     name = "LitData, arrays"
@@ -192,7 +192,7 @@ def _make_row(i: int) -> dict[str, Any]:
     return {"image": draw(i), "caption": describe(i)}
 
 
-class Lance(Contestant):
+class Lance(Indexed):
     """A Lance table, rows taken by number."""
 
     name = "Lance"

@@ -26,8 +26,8 @@ class Saved(Contestant):
     kind = "ours"
     packages: ClassVar[tuple[str, ...]] = ("in-memory-datasets", "torch")
     configuration = (
-        "next(iter(DataLoader(InMemoryImageTextDataset.load(directory), batch_size=32, sampler=indices, "
-        "collate_fn=collate_in_memory_images)))"
+        "DataLoader(InMemoryImageTextDataset.load(directory), batch_size=32, sampler=indices, "
+        "collate_fn=collate_in_memory_images)"
     )
     source = "README.md"
 
@@ -42,12 +42,12 @@ class Saved(Contestant):
 
         return InMemoryImageTextDataset.load(place / "saved", progress=False)
 
-    def take(self, opened: Any, indices: list[int]) -> tuple[Any, Sequence[str] | None]:
+    def first_batch(self, opened: Any, indices: list[int]) -> tuple[Any, Sequence[str] | None]:
         from torch.utils.data import DataLoader
 
         from in_memory_datasets import collate_in_memory_images
 
-        loader: Any = DataLoader(
+        loader = DataLoader(
             opened, batch_size=BATCH_SIZE, sampler=indices, collate_fn=collate_in_memory_images, num_workers=0
         )
         batch = next(iter(loader))

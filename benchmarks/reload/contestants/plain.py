@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from benchmarks.reload.contestants.base import Contestant
+from benchmarks.reload.contestants.base import Indexed
 from benchmarks.reload.pictures import SIDE, Pictures, draw
 
 
-class PickledArray(Contestant):
+class PickledArray(Indexed):
     """One array and a list, pickled."""
 
     name = "pickle, one array"
@@ -39,7 +39,7 @@ class PickledArray(Contestant):
         return torch.from_numpy(images[indices]), [captions[i] for i in indices]
 
 
-class PickledPictures(Contestant):
+class PickledPictures(Indexed):
     """A list of pictures with their captions, pickled."""
 
     name = "pickle, list of PIL images"
@@ -71,7 +71,7 @@ class PickledPictures(Contestant):
         return torch.from_numpy(images), [opened[i][1] for i in indices]
 
 
-class BareMap(Contestant):
+class BareMap(Indexed):
     """A bare memory map: the least that a first batch can cost."""
 
     name = "bare memory map"
@@ -102,7 +102,7 @@ class BareMap(Contestant):
         return torch.from_numpy(opened[indices]), None
 
 
-class TorchMap(Contestant):
+class TorchMap(Indexed):
     """torch's own files, mapped."""
 
     name = "torch.load(mmap=True)"
@@ -131,7 +131,7 @@ class TorchMap(Contestant):
         return opened["images"][indices], [opened["captions"][i] for i in indices]
 
 
-class Safetensors(Contestant):
+class Safetensors(Indexed):
     """safetensors, read lazily."""
 
     name = "safetensors"
