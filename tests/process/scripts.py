@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -204,6 +205,7 @@ def serve_every_page(address: tuple[str, int], num_rows: int, size: int, num_bat
             multiprocessing_context=method,
             persistent_workers=True,
         )
+        gc.freeze()  # else chance has one family collect after the fork, which writes to all pages that it shares
         wrong = sorted({row for batch in loader for row in wrong_rows(batch, step=16)})
         workers = [worker.pid for worker in loader._iterator._workers]
         meet(address, inode=os.fstat(dataset._store.samples.fd).st_ino, wrong=wrong, workers=workers)
