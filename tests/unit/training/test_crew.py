@@ -17,11 +17,17 @@ from in_memory_datasets.training.crew import Crew
 MEGABYTES = 2**20
 
 
+def begin(crew: Crew) -> Crew:
+    """Have a crew do a first piece of work, which its caller does alone."""
+    crew.share(lambda part: None, num_items=3, num_bytes=6 * MEGABYTES)
+    return crew
+
+
 @pytest.fixture
 def crew() -> Iterator[Crew]:
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
-    crew = Crew()
+    crew = begin(Crew())
     yield crew
     crew.close()
     torch.set_num_threads(threads)
@@ -39,6 +45,22 @@ def test_much_work_is_shared(crew: Crew) -> None:
     """Each of three waits for the two others, so that one alone would never get done."""
     together = threading.Barrier(3, timeout=30)
     crew.share(lambda part: together.wait(), num_items=3, num_bytes=6 * MEGABYTES)
+
+
+def test_the_first_piece_of_work_starts_no_thread(crew: Crew) -> None:
+    crew.close()
+    before, workers = threading.active_count(), set()
+    crew.share(lambda part: workers.add(threading.get_ident()), num_items=32, num_bytes=5 * MEGABYTES)
+    assert workers == {threading.get_ident()}
+    assert threading.active_count() == before
+    together = threading.Barrier(2, timeout=30)
+    crew.share(lambda part: together.wait(), num_items=32, num_bytes=5 * MEGABYTES)
+
+
+def test_a_large_first_piece_of_work_is_shared(crew: Crew) -> None:
+    crew.close()
+    together = threading.Barrier(3, timeout=30)
+    crew.share(lambda part: together.wait(), num_items=9, num_bytes=100 * MEGABYTES)
 
 
 def test_little_work_starts_no_thread(crew: Crew) -> None:
@@ -85,9 +107,9 @@ def test_what_was_worked_on_is_not_kept(crew: Crew) -> None:
 
 def test_a_crew_that_nobody_has_any_more_ends_its_threads() -> None:
     torch.set_num_threads(2)
-    crew = Crew()
-    crew.share(lambda part: None, num_items=3, num_bytes=6 * MEGABYTES)
-    threads = crew._threads
+    crew = begin(begin(Crew()))
+    threads = list(crew._threads)
+    assert threads
     del crew
     for thread in threads:
         thread.join(30)
@@ -107,7 +129,7 @@ def test_a_forked_child_has_helpers_of_its_own(crew: Crew) -> None:
     pid = os.fork()
     if pid == 0:
         together = threading.Barrier(3, timeout=30)
-        crew.share(lambda part: together.wait(), num_items=3, num_bytes=6 * MEGABYTES)
+        begin(crew).share(lambda part: together.wait(), num_items=3, num_bytes=6 * MEGABYTES)
         crew.close()
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
