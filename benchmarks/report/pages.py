@@ -32,7 +32,7 @@ def pages(figures: Record) -> Section:
             *table(["", "4 kB pages, ms", "2 MB pages, ms", "gain (range)"], cells),
             f"In huge pages the first epoch of a process takes {abs(saved):.0f} ms {_less(saved)}, writing takes "
             f"{abs(lost):.0f} ms {_less(lost)}, and a later epoch {abs(later):.1f} % {_less(later)}. "
-            "The library does not ask for them.",
+            "The library does not ask for them; where `shmem_enabled` is `always`, its blocks have them.",
             "",
         ]
     )
