@@ -51,7 +51,8 @@ def test_a_batch_that_threads_share_is_the_same() -> None:
     media = HostMedia(images)
     try:
         torch.set_num_threads(4)
-        assert np.array_equal(media.images(slots).numpy(), images[slots.numpy()])
+        for _ in range(2):  # the first batch of a process is copied by its caller alone
+            assert np.array_equal(media.images(slots).numpy(), images[slots.numpy()])
         assert media.crew._threads
     finally:
         torch.set_num_threads(threads)
