@@ -12,10 +12,10 @@ from typing import Any
 
 from benchmarks.reload import __doc__ as summary
 from benchmarks.reload.contestants import CONTESTANTS, QUICK
-from benchmarks.reload.figures import Row, as_text, describe_method, make_rows
-from benchmarks.reload.page_cache import can_drop_all
+from benchmarks.reload.figures import METHOD, Row, as_text, make_rows
+from benchmarks.reload.page_cache import can_drop
 from benchmarks.reload.pictures import BATCH_SIZE, PICTURE_BYTES
-from benchmarks.reload.runner import PHASES, Entry, Runner
+from benchmarks.reload.runner import PHASES, Entry, Phase, Runner
 from benchmarks.serve.report import describe_machine
 
 _ROOT = Path(__file__).parents[2]
@@ -29,49 +29,51 @@ def main() -> None:
     options = parse_options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # and so ends what runs under it
     started = time.perf_counter()
-    drop_all = options.drop_all and can_drop_all()
-    runner = Runner(options.build, _ROOT, drop_all=drop_all)
+    phases = [phase for phase in PHASES if phase != "restarted" or (options.restarted and can_drop())]
+    runner = Runner(options.build, _ROOT)
     whole = set(options.contestants) == set(CONTESTANTS) and options.num_samples == list(_SIZES)
     output = options.output or (_RESULTS if whole else options.build / "reload" / "results")
     output.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     # The largest first: its files are gone again before those of the others are made, which stay.
     for num_samples in sorted(options.num_samples, reverse=True):
-        found = measure_size(runner, options.contestants, num_samples, options.repeats)
+        found = measure_size(runner, options.contestants, num_samples, phases, options.repeats)
         print(f"[{time.perf_counter() - started:.0f} s]\n{as_text(found)}", flush=True)
         rows = found + rows
-        write(output / "results.json", rows, runner, options.repeats, started, drop_all=drop_all)
+        write(output / "results.json", rows, runner, options.repeats, started)
     print(f"results: {output}/results.json")
 
 
-def measure_size(runner: Runner, contestants: list[str], num_samples: int, repeats: int) -> list[Row]:
+def measure_size(
+    runner: Runner, contestants: list[str], num_samples: int, phases: list[Phase], repeats: int
+) -> list[Row]:
     """Measure all contestants with so many samples, by turns where the files of all fit."""
     entries = [runner.enter(key, num_samples) for key in contestants]
     in_turn = num_samples * PICTURE_BYTES <= _MOST_AT_ONCE_BYTES
     for group in [entries] if in_turn else [[entry] for entry in entries]:
         for entry in group:
             runner.prepare(entry)
-        measure(runner, group, repeats)
+        measure(runner, group, phases, repeats)
         if not in_turn:
             for entry in group:
                 runner.remove(entry)
-    return make_rows(entries, in_turn=in_turn)
+    return make_rows(entries, phases=phases, in_turn=in_turn)
 
 
-def measure(runner: Runner, entries: list[Entry], repeats: int) -> None:
-    """Time every entry again and again: first warm, then cold, for that makes the imports of the next one slow."""
-    for phase in PHASES:
+def measure(runner: Runner, entries: list[Entry], phases: list[Phase], repeats: int) -> None:
+    """Time every entry again and again, phase by phase; the last one makes the imports of the next process slow."""
+    for phase in phases:
         for repeat in range(repeats):
             first = repeat % len(entries)
             for entry in entries[first:] + entries[:first]:
                 runner.measure(entry, phase, seed=repeat)
 
 
-def write(path: Path, rows: list[Row], runner: Runner, repeats: int, started: float, *, drop_all: bool) -> None:
+def write(path: Path, rows: list[Row], runner: Runner, repeats: int, started: float) -> None:
     """Write what there is so far."""
     record: dict[str, Any] = {
         "machine": describe_machine(),
-        "method": describe_method(drop_all=drop_all),
+        "method": METHOD,
         "seconds": round(time.perf_counter() - started),
         "batch_size": BATCH_SIZE,
         "repeats": repeats,
@@ -88,10 +90,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help=f"200 samples, one repeat, of {','.join(QUICK)}")
     parser.add_argument(
-        "--drop-all",
+        "--restarted",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="cold also empties the caches of the whole machine, where this process may (default: it does)",
+        help="measure with the caches of the whole machine emptied too, where this process may (default: it does)",
     )
     parser.add_argument("--build", type=Path, default=_ROOT / "build", help="where environments and files are kept")
     parser.add_argument(

@@ -7,37 +7,35 @@ from statistics import median
 from typing import Any
 
 from benchmarks.reload.contestants import OURS
-from benchmarks.reload.runner import PHASES, Entry
+from benchmarks.reload.runner import PHASES, Entry, Phase
 
 Row = dict[str, Any]
 _FIGURES = ("imports_ms", "open_ms", "batch_ms", "first_batch_ms", "grown_mb", "own_mb", "late_modules")
 METHOD = (
     "The clock runs from opening to a batch of 32 images out of a stock DataLoader without workers, through which all "
     "go alike; chance chose the batch, another one in every repeat and the same for all. Imports were done before, and "
-    "every repeat is a process of its own. Warm: all files were read just "
-    "before. Cold: the files were written through and dropped from the page cache between the imports and the clock "
-    "(posix_fadvise DONTNEED{and_all}); what a host beneath this machine keeps is not in its hands. mincore tells what "
-    "was in the page cache. Every batch was compared with what was written: images bit for bit, and captions where "
-    "there are any. A ratio is taken within a repeat. Imports are from the start of the interpreter, with warm files."
+    "every repeat is a process of its own. Warm: all files were read just before. Cold: between the imports and the "
+    "clock the files were written through and dropped from the page cache (posix_fadvise DONTNEED), and the names and "
+    "places of all files forgotten (drop_caches). Restarted: the page cache of the whole machine was dropped then, and "
+    "with it what the libraries have not run yet of their code, which all read again while the clock runs. What a host "
+    "beneath this machine keeps is not in its hands. mincore tells what was in the page cache. Every batch was "
+    "compared with what was written: images bit for bit, and captions where there are any. A ratio is taken within a "
+    "repeat. Imports are from the start of the interpreter, with warm files."
 )
 
 
-def describe_method(*, drop_all: bool) -> str:
-    """Say how it was measured."""
-    return METHOD.format(and_all=", then the caches of the whole machine" if drop_all else "")
-
-
-def make_rows(entries: Sequence[Entry], *, in_turn: bool) -> list[Row]:
+def make_rows(entries: Sequence[Entry], *, phases: Sequence[Phase] = PHASES, in_turn: bool) -> list[Row]:
     """Make one row per contestant and phase: medians over repeats, with smallest and largest.
 
     Args:
+        phases: Those that were measured.
         in_turn: Whether all contestants took turns, repeat by repeat; otherwise one was measured after another.
     """
     ours = {entry.key: entry for entry in entries if entry.key in OURS}
     rows = []
     for entry in entries:
         one = entry.contestant
-        for phase in PHASES:
+        for phase in phases:
             row: Row = {
                 "contestant": one.name,
                 "key": entry.key,

@@ -9,25 +9,27 @@ from benchmarks.serve.measuring import evict, resident_share
 
 _CHUNK_BYTES = 16 * 2**20
 _DROP = Path("/proc/sys/vm/drop_caches")
-_DENTRIES_AND_PAGES = "3"
+_NAMES, _NAMES_AND_PAGES = "2", "3"
 
 
-def can_drop_all() -> bool:
-    """Tell whether this process may empty the caches of the whole machine."""
+def can_drop() -> bool:
+    """Tell whether this process may empty caches of the whole machine."""
     return os.access(_DROP, os.W_OK)
 
 
-def cool(place: Path, *, drop_all: bool) -> float:
+def cool(place: Path, *, everything: bool) -> float:
     """Drop the files of a directory from the page cache, and give the share that stayed.
 
+    Where this process may, names of files and where they lie on the disk are forgotten too.
+
     Args:
-        drop_all: Whether to empty the caches of the whole machine as well, those of directories and extents too.
+        everything: Whether to drop the files of the whole machine, which takes the right to.
 
     Source: posix_fadvise(2), Linux Documentation/admin-guide/sysctl/vm.rst.
     """
     evict(place)
-    if drop_all:
-        _DROP.write_text(_DENTRIES_AND_PAGES)
+    if everything or can_drop():
+        _DROP.write_text(_NAMES_AND_PAGES if everything else _NAMES)
     return resident_share(place) or 0.0
 
 

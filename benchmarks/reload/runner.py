@@ -26,8 +26,8 @@ from benchmarks.reload.worker import Job, Task
 from benchmarks.serve.runner import JobError, kill_group
 from benchmarks.serve.venvs import InstallError, python_of
 
-Phase = Literal["warm", "cold"]
-PHASES: tuple[Phase, ...] = ("warm", "cold")
+Phase = Literal["warm", "cold", "restarted"]
+PHASES: tuple[Phase, ...] = ("warm", "cold", "restarted")
 _TIMEOUT_SECONDS: dict[Task, float] = {"prepare": 3600.0, "measure": 300.0}
 # What the machine has to keep for everything else.
 _SPARE_MEMORY_BYTES, _SPARE_DISK_BYTES = 10**9, 2 * 10**9
@@ -63,14 +63,13 @@ class Runner:
     Args:
         build: Where environments and files are kept.
         root: Where the processes run.
-        drop_all: Whether "cold" empties the caches of the whole machine.
 
     Attributes:
         versions: Of the distributions that the contestants named.
     """
 
-    def __init__(self, build: Path, root: Path, *, drop_all: bool) -> None:
-        self._build, self._root, self._drop_all = build.resolve(), root, drop_all
+    def __init__(self, build: Path, root: Path) -> None:
+        self._build, self._root = build.resolve(), root
         self.versions: dict[str, str] = {}
 
     def enter(self, key: str, num_samples: int) -> Entry:
@@ -112,7 +111,7 @@ class Runner:
             with self._process("measure", entry, indices) as process:
                 self._read(process)
                 imports_ms = 1e3 * (time.perf_counter() - started)
-                resident = warm(entry.place) if phase == "warm" else cool(entry.place, drop_all=self._drop_all)
+                resident = warm(entry.place) if phase == "warm" else cool(entry.place, everything=phase == "restarted")
                 assert process.stdin is not None
                 process.stdin.write("go\n")
                 process.stdin.flush()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.reload.contestants import OURS, PICKLED_ARRAY, PICKLED_PICTURES
 from benchmarks.reload.pictures import SIDE
-from benchmarks.reload.runner import PHASES
+from benchmarks.reload.runner import PHASES, Phase
 from benchmarks.report.charts import Bar, BarChart, Chart, Kind
 from benchmarks.report.sections import Finding, Record, Section, Target, count, show, spread, table
 
@@ -17,6 +17,7 @@ AHEAD = Target("Reload: first batch of another way, to ours", 1.0, " ×")
 GROWTH = Target("Reload: a hundred times the images: first batch, to that before", 1.1, " ×", at_most=True)
 # Where less is pickled, there is less to be saved.
 _LEAST_PICKLED = 10_000
+_ASKED: tuple[Phase, ...] = ("warm", "cold")
 _KINDS: dict[str, Kind] = {"floor": "measure", "ours": "ours", "decoded": "decoded", "encoded": "encoded"}
 _WORDS = {
     "measure": "bare memory map: no captions, no checks",
@@ -32,9 +33,10 @@ def reload(record: Record) -> Section:
     lines = [
         f"One process left images of {SIDE}×{SIDE} with a caption each; a second one opens them and takes "
         f"{record['batch_size']} of them, chosen by chance. {count(record['repeats'], 'repeat')}. {record['method']} "
-        f"What is asked of it: `load` and `cache_dir` each {READY}, at every size; from {_LEAST_PICKLED:,} images on, "
-        f"{PICKLE} to a pickled array and {PICTURES} to a pickled list of PIL images; and {AHEAD} to every other way "
-        "that keeps samples, the bare memory map aside.",
+        f"What is asked of it, warm and cold: `load` and `cache_dir` each {READY}, at every size; from "
+        f"{_LEAST_PICKLED:,} images on, {PICKLE} to a pickled array and {PICTURES} to a pickled list of PIL images; "
+        f"and {AHEAD} to every other way that keeps samples, the bare memory map aside. Restarted, nothing is asked, "
+        "since a part of the imports is in it.",
         "",
     ]
     findings: list[Finding] = []
@@ -114,7 +116,7 @@ def _spread(found: Record, digits: int) -> str:
 def _verdicts(rows: list[Row]) -> list[Finding]:
     """Hold every figure of one size to what was asked for."""
     findings = []
-    for row in (row for row in rows if "first_batch_ms" in row):
+    for row in (row for row in rows if "first_batch_ms" in row and row["phase"] in _ASKED):
         where = f"{row['num_samples']:,} images, {row['phase']}"
         if row["key"] in OURS:
             findings.append(Finding(READY, f"{row['contestant']}, {where}", row["first_batch_ms"]["median"]))
@@ -147,7 +149,7 @@ def _growth(rows: list[Row], sizes: list[int]) -> tuple[list[str], list[Finding]
                     continue
                 times = found[last] / found[first]
                 line.append(f"{times:.2f} ×")
-                if key in OURS and last == 100 * first:
+                if key in OURS and phase in _ASKED and last == 100 * first:
                     findings.append(Finding(GROWTH, f"{_short(key)}, {phase}", times))
             cells.append([next(row["contestant"] for row in rows if row["key"] == key), *line])
         verdicts = "; ".join(f"{finding.what}: {finding.verdict}" for finding in findings)

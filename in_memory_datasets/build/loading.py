@@ -30,7 +30,6 @@ from in_memory_datasets.schema import (
     Failure,
     ImageSpec,
     LimitedBy,
-    LoadReport,
     MemoryPlan,
     Row,
     count_reasons,
@@ -53,8 +52,11 @@ from in_memory_datasets.store import (
 DECODE_RULES_VERSION = 1
 
 
-def load(request: LoadRequest) -> tuple[Store, LoadReport]:
+def load(request: LoadRequest) -> tuple[Store, float, int]:
     """Attach to the store of a request, after building it where there is none yet.
+
+    Returns:
+        The store, the seconds it took, and the bytes that were fetched for it.
 
     Raises:
         ConfigError: A cache is asked for rows that cannot be told apart from others.
@@ -84,18 +86,15 @@ def load(request: LoadRequest) -> tuple[Store, LoadReport]:
         store = share_store(request.job, fingerprint(_name_of_rows(reader), request), build)
     else:
         store = build()
-    report = store.report(
-        seconds=time.monotonic() - started, bytes_fetched=bytes_fetched, bytes_available=memory_for(store, request)
-    )
-    if request.on_error == "raise" and report.failures:
+    if request.on_error == "raise" and (failures := store.table.failures()):
         store.close()
-        raise LoadError(_first_failure(report.failures[0]))
-    return store, report
+        raise LoadError(_first_failure(failures[0]))
+    return store, time.monotonic() - started, bytes_fetched
 
 
 def retry(
     request: LoadRequest, store: Store, *, attempt: int, reasons: Collection[str] | None = None
-) -> tuple[Store, LoadReport]:
+) -> tuple[Store, float, int]:
     """Load again only what failed in a store.
 
     Args:
@@ -104,7 +103,7 @@ def retry(
 
     Returns:
         The mended store, which shares the memory of the old one where samples have a fixed size, and is the old one
-        where there is nothing to load; and its report.
+        where there is nothing to load; the seconds it took, and the bytes that were fetched for it.
 
     Raises:
         ConfigError: There is no such reason.
@@ -137,10 +136,7 @@ def retry(
         mended = share_store(request.job, f"{rows} retry {attempt}{which}", lambda: mend(store))
     else:
         mended = mend(store)
-    report = mended.report(
-        seconds=time.monotonic() - started, bytes_fetched=bytes_fetched, bytes_available=memory_for(mended, request)
-    )
-    return mended, report
+    return mended, time.monotonic() - started, bytes_fetched
 
 
 def memory_for(store: Store, request: LoadRequest) -> int | None:

@@ -201,28 +201,35 @@ class DatasetReader(RowReader):
             check_types(column, schema)
         if max_samples is not None and max_samples < len(dataset):
             dataset = dataset.select(range(max_samples))
-        self._fingerprint = dataset._fingerprint
-        # The Arrow format hands out what is stored: {"bytes", "path"} of media, whatever their `decode` says.
-        self._dataset = (dataset if self._roots is None else dataset.select_columns(self._roots)).with_format("arrow")
+        self._dataset = dataset
         self.num_rows = self.max_rows = len(dataset)
         kinds = [schema.field(root).type for root in self._media.roots or ()]
         light = bool(kinds) and all(pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in kinds)
         self._batch_size = _NUM_LIGHT_ROWS if light else _NUM_HEAVY_ROWS
 
     def _digest(self, columns: list[Any]) -> str:
-        return hashlib.sha256(json.dumps([self._fingerprint, self.num_rows, *columns]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self._dataset._fingerprint, self.num_rows, *columns]).encode()).hexdigest()
+
+    @cached_property
+    def _stored(self) -> Any:
+        """The needed columns as they are stored: {"bytes", "path"} of media, whatever their `decode` says.
+
+        Who attaches to a cached store reads no row, and making this takes longer than all else of that.
+        """
+        dataset = self._dataset if self._roots is None else self._dataset.select_columns(self._roots)
+        return dataset.with_format("arrow")
 
     def batches(self) -> Iterator[list[Row]]:
         """Give all rows in order, an Arrow batch at a time."""
         index = itertools.count()
-        for table in self._dataset.iter(batch_size=self._batch_size):
+        for table in self._stored.iter(batch_size=self._batch_size):
             yield [self._make_row(next(index), record) for record in table.to_pylist()]
 
     def take(self, indices: Sequence[int]) -> list[Row]:
         """Give some rows by number."""
         if not len(indices):
             return []
-        records = self._dataset[list(indices)].to_pylist()
+        records = self._stored[list(indices)].to_pylist()
         return [self._make_row(index, record) for index, record in zip(indices, records, strict=True)]
 
 

@@ -120,6 +120,16 @@ class Block:
         """
         return os.pread(self.fd, num_bytes, offset)
 
+    def will_need(self, start: int, num_bytes: int) -> None:
+        """Have the kernel read a part from the disk, as one piece and nothing else, before it is looked at.
+
+        It does not wait for the disk, so that parts that are announced one after another are read at once.
+        """
+        view, page = self.view(), start // PAGE_BYTES * PAGE_BYTES
+        stop = min(start + num_bytes, view.nbytes)
+        if start < stop:
+            view.obj.madvise(mmap.MADV_WILLNEED, page, stop - page)  # type: ignore[attr-defined]
+
     def resize(self, num_bytes: int) -> None:
         """Set the length; what is added reads as zeros and takes no memory until it is written."""
         os.ftruncate(self.fd, num_bytes)

@@ -50,9 +50,9 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
     """
 
     def __init__(self, request: LoadRequest, serving: ServingT) -> None:
-        store, report = load(request)
+        store, seconds, bytes_fetched = load(request)
         self._open(request, serving, store)
-        self._seconds, self._bytes_fetched = report.seconds, report.bytes_fetched
+        self._seconds, self._bytes_fetched = seconds, bytes_fetched
 
     def _open(self, request: LoadRequest, serving: ServingT, store: Store) -> None:
         self._request = request
@@ -102,16 +102,19 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
 
     @classmethod
     def _check(cls, directory: str | os.PathLike[str], store: Store, request: LoadRequest, *, verify: bool) -> None:
-        place = strip_credentials(os.fspath(directory))
+        def place() -> str:
+            return strip_credentials(os.fspath(directory))
+
         if not isinstance(store.spec, type(request.spec)):
-            raise StoreError(f"{place} holds samples of {store.spec}, which {cls.__name__} does not serve")
+            raise StoreError(f"{place()} holds samples of {store.spec}, which {cls.__name__} does not serve")
         if verify and (bad := store.verify()):
             raise StoreError(
-                f"{place}: {len(bad):,} of {store.num_samples:,} samples differ from their checksums (rows {bad[:5]}): "
+                f"{place()}: {len(bad):,} of {store.num_samples:,} samples differ from their checksums "
+                f"(rows {bad[:5]}): "
                 'load it without verify and call retry_failed(reasons={"checksum"}), or delete it and load again'
             )
         if request.on_error == "raise" and (failures := store.table.failures()):
-            raise LoadError(f"{place} holds failed samples; the first is {failures[0]}")
+            raise LoadError(f"{place()} holds failed samples; the first is {failures[0]}")
 
     @abstractmethod
     def __getitems__(self, indices: Sequence[int]) -> Any:
@@ -248,14 +251,14 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
             ConfigError: There is no such reason.
             MemoryLimitError: Samples of different lengths must be packed anew in memory, and there is no room for that.
         """
-        store, report = retry(self._request, self._store, attempt=self._num_retries, reasons=reasons)
+        store, seconds, bytes_fetched = retry(self._request, self._store, attempt=self._num_retries, reasons=reasons)
         self._num_retries += 1
         self._drop_media()
         if store is not self._store:
             self._store.close()
         self._take(store)
-        self._seconds, self._bytes_fetched = report.seconds, report.bytes_fetched
-        return report
+        self._seconds, self._bytes_fetched = seconds, bytes_fetched
+        return self.report
 
     @property
     def resident_fraction(self) -> float:

@@ -60,7 +60,7 @@ def test_the_benchmark_of_huge_pages_runs_or_says_what_it_needs(tmp_path: Path) 
 
 
 def test_the_benchmark_of_reloading_runs_and_every_batch_in_it_is_the_right_one(tmp_path: Path) -> None:
-    arguments = ["--quick", "--no-drop-all", "--build", tmp_path / "build", "--output", tmp_path / "results"]
+    arguments = ["--quick", "--no-restarted", "--build", tmp_path / "build", "--output", tmp_path / "results"]
     subprocess.run(
         [sys.executable, "-m", "benchmarks.reload", *map(str, arguments)],
         cwd=ROOT,
@@ -82,7 +82,7 @@ def test_the_benchmark_of_reloading_runs_and_every_batch_in_it_is_the_right_one(
 
 def test_the_benchmark_of_reloading_refuses_what_gives_another_batch(tmp_path: Path) -> None:
     """Files that hold other pixels than they were given have no figures."""
-    arguments = ["--contestants", "bare-memory-map", "--num-samples", "200", "--repeats", "1", "--no-drop-all"]
+    arguments = ["--contestants", "bare-memory-map", "--num-samples", "200", "--repeats", "1", "--no-restarted"]
     places = ["--build", str(tmp_path / "build"), "--output", str(tmp_path)]
     command = [sys.executable, "-m", "benchmarks.reload", *arguments, *places]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=60)

@@ -308,12 +308,14 @@ def read_on_after_a_cut(directory: str, num_workers: int, start_method: str | No
 
 
 def read_at_random(directory: str, slots: list[int]) -> dict[str, Any]:
-    """Serve samples one after another, and say how much was read from the disk for them."""
+    """Serve samples one after another, and say how much was read from the disk for them, and to open their store."""
+    at_first = _bytes_read()
     with InMemoryImageTextDataset.load(directory) as dataset:
+        to_open = _bytes_read() - at_first
         on_disk = dataset.report.num_on_disk
         before = _bytes_read()
         pixels = [int(dataset[slot]["image"][0, 0, 0]) for slot in slots]
-        return {"on_disk": on_disk, "pixels": pixels, "bytes_read": _bytes_read() - before}
+        return {"on_disk": on_disk, "pixels": pixels, "bytes_read": _bytes_read() - before, "bytes_to_open": to_open}
 
 
 def _bytes_read() -> int:
