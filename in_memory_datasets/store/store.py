@@ -172,7 +172,7 @@ class Store:
             start, stop = self.encoded_offsets[slot - self.num_decoded : slot - self.num_decoded + 2].tolist()
             return self._num_bytes[0] - self.encoded.nbytes + start, stop - start
         if self.images is not None:
-            num_bytes = self.images.strides[0]
+            num_bytes = math.prod(self.images.shape[1:])
             return self._start_of_media + slot * num_bytes, num_bytes
         assert self.frames is not None
         assert self.offsets is not None
