@@ -177,7 +177,8 @@ class RowTable:
         self.checksum: NDArray[np.uint64] = _numbers(columns["checksum"], np.uint64)
         captions = columns["captions"]
         self._caption_of_slot: NDArray[np.int64] = _numbers(captions.offsets, np.int64)
-        self._one_each = np.array_equal(self._caption_of_slot, np.arange(self.num_rows + 1))
+        has_caption = self._caption_of_slot[1:] > self._caption_of_slot[:-1]
+        self._one_each = len(captions.values) == self.num_rows and bool(np.all(has_caption))
         _, offsets, text = captions.values.buffers()
         self._text_of_caption = np.frombuffer(offsets, np.int64) if offsets else np.zeros(1, np.int64)
         self._text = memoryview(text) if text else memoryview(b"")

@@ -194,3 +194,10 @@ print(sorted(set(sys.modules) - before))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_three_captions_of_three_rows_are_not_taken_for_one_each() -> None:
+    captions = [("one", "two"), (), ("three",)]
+    with make_store(IMAGE_SPEC, make_images(3), captions=captions) as store:
+        assert store.table.caption(np.arange(3)) == ["one", "", "three"]
+        assert [store.table.captions(slot) for slot in range(3)] == [list(row) for row in captions]
