@@ -91,6 +91,7 @@ class Runner:
                 with self._process("prepare", entry, []) as process:
                     found = {"made_by": made_by, **self._read(process)}
                 done.write_text(json.dumps(found))
+                os.sync()  # or the disk goes on writing while others are measured
             entry.stored_mb = found["stored_mb"]
         except (InstallError, JobError) as error:
             entry.error = str(error)
