@@ -38,10 +38,8 @@ types: setup  ## Check types, strictly
 	$(BIN)/mypy
 
 test: setup  ## Run all tests and check the coverage
-	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -q
-	$(BIN)/coverage combine --quiet
-	$(BIN)/coverage report --skip-covered
+	$(BIN)/python -m pytest -q -m 'not alone' --numprocesses auto --dist worksteal --cov --cov-report=
+	$(BIN)/python -m pytest -q -m alone --cov --cov-append --cov-report=term:skip-covered
 
 test-wheel: setup  ## Build the wheel and use it from an empty directory
 	rm -rf build/wheel build/lib build/bdist.*

@@ -79,11 +79,10 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
 
     def _index_slots(self) -> None:
         """Note which slots are served: all of them, or with on_error="skip" the loaded ones."""
-        status = self._store.table.status
-        loaded = np.flatnonzero(status == LOADED)
-        self._slots = loaded if self._request.on_error == "skip" else np.arange(len(status))
-        self._any_failed = len(loaded) < len(self._slots)
-        self._was_read = np.zeros(len(status), np.bool_) if self._lies_in_files else None
+        is_loaded, skips = self._store.table.status == LOADED, self._request.on_error == "skip"
+        self._slots = np.flatnonzero(is_loaded) if skips else np.arange(len(is_loaded))
+        self._any_failed = not (skips or is_loaded.all())
+        self._was_read = np.zeros(len(is_loaded), np.bool_) if self._lies_in_files else None
 
     @classmethod
     def _load(cls, directory: str | os.PathLike[str], *, verify: bool, request: LoadRequest, serving: ServingT) -> Self:

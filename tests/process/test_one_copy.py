@@ -257,6 +257,7 @@ def meeting_points() -> set[str]:
     return {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines() if "@in-memory-data" in line}
 
 
+@pytest.mark.alone
 def test_nothing_is_left_when_ranks_and_their_workers_are_killed(
     server: MediaServer, script: Script, meeting: Meeting
 ) -> None:

@@ -133,6 +133,7 @@ def test_another_rank_takes_over_when_the_builder_is_killed(server: MediaServer,
     assert result["total"] == sum(range(10)) * 32 * 32 * 3
 
 
+@pytest.mark.alone
 def test_nothing_is_left_under_any_name_after_kill_9(server: MediaServer, script: Script) -> None:
     before = set(os.listdir("/dev/shm"))
     server.stalls.set()

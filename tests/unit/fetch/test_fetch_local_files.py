@@ -37,13 +37,15 @@ def test_a_file_is_read_whole(fetcher: Fetcher, tmp_path: Path) -> None:
         assert (fetched.num_bytes, fetched.num_attempts, fetched.host) == (100_000, 1, "")
 
 
-def test_what_is_no_readable_file_has_a_reason(fetcher: Fetcher, tmp_path: Path) -> None:
+def test_what_is_no_readable_file_has_a_reason(
+    fetcher: Fetcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "empty").touch()
     (tmp_path / "large").write_bytes(bytes(100_001))
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with socket.socket(socket.AF_UNIX) as listener:
-        os.chdir(tmp_path)  # a socket's path may not be long
+        monkeypatch.chdir(tmp_path)  # a socket's path may not be long
         listener.bind("socket")
         reasons = {
             name: fail(fetcher, Source("path", str(tmp_path / name))).reason
