@@ -48,6 +48,12 @@ class Pictures(Sequence[dict[str, Any]]):
         """Give a caption per picture."""
         return [describe(i) for i in range(self._num_samples)]
 
+    @property
+    def caption_bytes(self) -> NDArray[np.uint8]:
+        """Give the captions as bytes, uint8 (N, L), zeros behind each: for formats that keep no text."""
+        texts = np.array([caption.encode() for caption in self.captions])
+        return texts.view(np.uint8).reshape(len(texts), -1)
+
     def all_images(self, into: Any = None) -> Any:
         """Draw all pictures, uint8 (N, 224, 224, 3), into an array that is there or a new one."""
         images = np.empty((self._num_samples, SIDE, SIDE, 3), np.uint8) if into is None else into
@@ -75,6 +81,12 @@ def _noises() -> NDArray[np.uint8]:
 def describe(i: int) -> str:
     """Write the caption of a picture."""
     return f"a caption of some ten words, as they are in practice, {i}"
+
+
+def read_captions(rows: Any) -> list[str]:
+    """Read captions out of some rows of `Pictures.caption_bytes`, as a tensor."""
+    texts: list[bytes] = rows.numpy().view(f"S{rows.shape[1]}").ravel().tolist()
+    return [text.decode() for text in texts]
 
 
 def choose(num_samples: int, seed: int) -> list[int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from benchmarks.reload.contestants.base import Indexed
-from benchmarks.reload.pictures import PICTURE_BYTES, SIDE, Pictures, describe, draw
+from benchmarks.reload.pictures import PICTURE_BYTES, SIDE, Pictures, describe, draw, read_captions
 
 
 def in_steps(num_samples: int, step: int = 100) -> Iterator[range]:
@@ -124,10 +124,9 @@ class MappedTensorDict(Indexed):
     imports = ("torch", "tensordict:TensorDict")
     packages = ("tensordict", "torch")
     venv = "shared"
-    has_captions = False
-    configuration = 'TensorDict.load_memmap(directory)[indices]["image"]'
+    configuration = 'TensorDict.load_memmap(directory)[indices], of which "image" and "caption"'
     source = "https://docs.pytorch.org/tensordict/main/data_loading.html"
-    notes = "no captions: texts are no tensors"
+    notes = "texts are no tensors: captions as bytes, all of one length"
 
     def prepare(self, pictures: Pictures, place: Path) -> None:
         import torch
@@ -139,7 +138,8 @@ class MappedTensorDict(Indexed):
             (len(pictures), SIDE, SIDE, 3), dtype=torch.uint8, filename=str(directory / "image.memmap")
         )
         pictures.all_images(images.numpy())
-        TensorDict({"image": images}, batch_size=[len(pictures)]).memmap(str(directory))
+        captions = torch.from_numpy(pictures.caption_bytes)
+        TensorDict({"image": images, "caption": captions}, batch_size=[len(pictures)]).memmap(str(directory))
 
     def open(self, place: Path) -> Any:
         from tensordict import TensorDict
@@ -147,7 +147,8 @@ class MappedTensorDict(Indexed):
         return TensorDict.load_memmap(str(place / "memmap"))
 
     def take(self, opened: Any, indices: list[int]) -> tuple[Any, Sequence[str] | None]:
-        return opened[indices]["image"], None
+        batch = opened[indices]
+        return batch["image"], read_captions(batch["caption"])
 
 
 class LitData(Indexed):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from benchmarks.reload.contestants.base import Indexed
-from benchmarks.reload.pictures import SIDE, Pictures, draw
+from benchmarks.reload.pictures import SIDE, Pictures, draw, read_captions
 
 
 class PickledArray(Indexed):
@@ -137,17 +137,23 @@ class Safetensors(Indexed):
     name = "safetensors"
     imports = ("torch", "safetensors.torch")
     packages = ("safetensors", "torch")
-    has_captions = False
-    configuration = 'safetensors.torch.load_file("samples.safetensors")["images"][indices], which maps the file'
+    configuration = (
+        'safetensors.torch.load_file("samples.safetensors"), which maps the file; ["images"][indices] and '
+        '["captions"][indices] of it'
+    )
     source = "https://huggingface.co/docs/safetensors"
-    notes = "the format keeps no text: no captions"
+    notes = "the format keeps no text: captions as bytes, all of one length"
 
     def prepare(self, pictures: Pictures, place: Path) -> None:
         import numpy as np
 
         # What save_file would write, which has all pixels in memory while it does.
-        shape = (len(pictures), SIDE, SIDE, 3)
-        fields = {"images": {"dtype": "U8", "shape": shape, "data_offsets": [0, pictures.nbytes]}}
+        shape, captions = (len(pictures), SIDE, SIDE, 3), pictures.caption_bytes
+        ends = (pictures.nbytes, pictures.nbytes + captions.nbytes)
+        fields = {
+            "images": {"dtype": "U8", "shape": shape, "data_offsets": [0, ends[0]]},
+            "captions": {"dtype": "U8", "shape": captions.shape, "data_offsets": ends},
+        }
         header = json.dumps(fields).encode()
         header += b" " * (-len(header) % 8)
         path = place / "samples.safetensors"
@@ -155,6 +161,8 @@ class Safetensors(Indexed):
         images = np.memmap(path, np.uint8, "r+", offset=8 + len(header), shape=shape)
         pictures.all_images(images)
         images.flush()
+        with path.open("ab") as file:
+            file.write(captions.tobytes())
 
     def open(self, place: Path) -> Any:
         from safetensors.torch import load_file
@@ -162,4 +170,4 @@ class Safetensors(Indexed):
         return load_file(place / "samples.safetensors")
 
     def take(self, opened: Any, indices: list[int]) -> tuple[Any, Sequence[str] | None]:
-        return opened["images"][indices], None
+        return opened["images"][indices], read_captions(opened["captions"][indices])
