@@ -39,10 +39,7 @@ def cheap_collections() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
-    """Fail a test that leaves descriptors of blocks, sockets, threads of the library, or child processes behind.
-
-    Or that leaves the next one in another directory.
-    """
+    """Fail a test that leaves descriptors, sockets, threads of the library or children, or changes the directory."""
     before, directory = _descriptors(), os.getcwd()
     children = {child.pid for child in psutil.Process().children(recursive=True)}
     yield
@@ -56,7 +53,7 @@ def no_leaks() -> Iterator[None]:
     new_children = [
         child for child in psutil.Process().children(recursive=True) if child.pid not in children and _is_stray(child)
     ]
-    assert os.getcwd() == directory
+    assert os.getcwd() == directory, f"the next test would run in {os.getcwd()}"
     assert not left, f"descriptors left open: {left}"
     assert not threads, f"threads left running: {threads}"
     assert not new_children, f"processes left running: {new_children}"

@@ -13,15 +13,15 @@ Row = dict[str, Any]
 _FIGURES = ("imports_ms", "open_ms", "batch_ms", "first_batch_ms", "grown_mb", "own_mb", "late_modules")
 METHOD = (
     "The clock runs from opening to a batch of 32 images out of a stock DataLoader without workers, through which all "
-    "go alike; chance chose the batch, another one in every repeat and the same for all. Imports were done before, and "
-    "every repeat is a process of its own, which collects the garbage of its imports before the clock starts. Warm: "
-    "all files were read just before. Cold: between the imports and the clock the files were written through and "
-    "dropped from the page cache (posix_fadvise DONTNEED) and, by root, the names and places of all files forgotten "
-    "(drop_caches). Restarted: the page cache of the whole machine was dropped then, and with it what the libraries "
-    "have not run yet of their code, which all read again while the clock runs. What a host beneath this machine keeps "
-    "is not in its hands. mincore tells what was in the page cache. Every batch was compared with what was written: "
-    "images bit for bit, and captions where there are any. A ratio is taken within a repeat. Imports are from the "
-    "start of the interpreter, with warm files."
+    "go alike; chance chose the batch, another one in every repeat and the same for all. Imports were done before, and"
+    " every repeat is a process of its own, which collects the garbage of its imports before the clock starts. Warm: "
+    "all files were on the disk already, and were read just before. Cold: between the imports and the clock the files "
+    "were written through and dropped from the page cache (posix_fadvise DONTNEED) and, by root, the names and places "
+    "of all files forgotten (drop_caches). Restarted: the page cache of the whole machine was dropped then, and with "
+    "it what the libraries have not run yet of their code, which all read again while the clock runs. What a host "
+    "beneath this machine keeps is not in its hands. mincore tells what was in the page cache. Every batch was "
+    "compared with what was written: images bit for bit, and captions where there are any. A ratio is taken within a "
+    "repeat. Imports are from the start of the interpreter, with warm files."
 )
 
 

@@ -40,11 +40,10 @@ class Groups:
 
 @pytest.fixture
 def groups() -> Iterator[Groups]:
+    if not (V1 / "memory.limit_in_bytes").exists() or not os.access(V1, os.W_OK):
+        pytest.skip(f"this process may make no control groups in {V1}, or they are not of version 1")
     outer = V1 / f"in-memory-datasets-test-{os.getpid()}"
-    try:
-        (outer / "inner").mkdir(parents=True)
-    except OSError as error:
-        pytest.skip(f"control groups cannot be made here: {error}")
+    (outer / "inner").mkdir(parents=True)
     try:
         yield Groups(outer)
     finally:

@@ -73,11 +73,9 @@ with open_store({str(tmp_path / NAMES[0])!r}):
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_a_cache_of_somebody_else_is_attached_to_and_listed_and_not_removed(tmp_path: Path) -> None:
     build_entry(tmp_path, NAMES[0])
-    for place in (tmp_path, *tmp_path.parents):
-        if place == tmp_path or place.name.startswith(
-            ("pytest-", "popen-")
-        ):  # pytest's own, which nobody else may enter
-            place.chmod(0o755)
+    own = [place for place in tmp_path.parents if place.name.startswith(("pytest-", "popen-"))]
+    for place in (tmp_path, *own):  # which pytest lets nobody else enter
+        place.chmod(0o755)
     code = f"""
 import os
 from pathlib import Path
