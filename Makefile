@@ -49,7 +49,7 @@ test-wheel: setup  ## Build the wheel and use it from an empty directory
 docs: setup  ## Run the examples in docstrings and guides
 	$(BIN)/python -m pytest -q tests/docs/test_docstrings.py tests/docs/test_guides.py
 
-bench: bench-quick bench-gather bench-encoded bench-serve bench-reload bench-report  ## Run every benchmark, and make the page of them
+bench: bench-quick bench-gather bench-encoded bench-serve bench-reload bench-report  ## Run all benchmarks but those of huge pages and of a GPU, and make the page of them
 
 bench-quick: setup  ## Five epochs over 10,000 images: on the fly against in memory
 	$(BIN)/python -m benchmarks.bench_quick
