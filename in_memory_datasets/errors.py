@@ -70,7 +70,8 @@ class MemoryLimitError(InMemoryDatasetsError, MemoryError):
 class SampleError(InMemoryDatasetsError):
     """Report one sample that failed.
 
-    `stage` is "row", "fetch" or "decode"; `reason` is one of `schema.REASONS`; `attempts` counts requests made.
+    `stage` is "row", "fetch" or "decode"; `reason` is one of `schema.REASONS`; `attempts` counts requests made, and
+    `seconds` is what the last of them took.
 
     Example:
         >>> raise SampleError("row 7 has no image", stage="row", reason="empty")
@@ -81,13 +82,21 @@ class SampleError(InMemoryDatasetsError):
     default_stage = "row"
 
     def __init__(
-        self, message: str = "", *, stage: str = "", reason: str = "corrupt", host: str = "", attempts: int = 0
+        self,
+        message: str = "",
+        *,
+        stage: str = "",
+        reason: str = "corrupt",
+        host: str = "",
+        attempts: int = 0,
+        seconds: float = 0.0,
     ) -> None:
         super().__init__(message)
         self.stage = stage or self.default_stage
         self.reason = reason
         self.host = host
         self.attempts = attempts
+        self.seconds = seconds
 
 
 class FetchError(SampleError):

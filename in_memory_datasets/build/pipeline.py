@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import functools
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import CancelledError
+from contextlib import nullcontext
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
@@ -26,8 +27,11 @@ from in_memory_datasets.fetch import Fetched, Fetcher
 from in_memory_datasets.memory import MemoryWatch
 from in_memory_datasets.schema import Failure, LimitedBy, Row
 
+# Enough that no thread runs dry while one that reads rows or waits for the network has its turn.
+_MAX_INLINE_PER_THREAD, _MAX_FETCHED_PER_THREAD = 8, 16
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Outcome:
     """What became of one row.
 
@@ -36,8 +40,10 @@ class Outcome:
         checksum: Of what was put.
         nbytes: How large that is.
         bytes_fetched: Encoded bytes that were read for it.
-        fetch_seconds: From asking for them to having them.
-        decode_seconds: To make what was put out of them, and put it.
+        fetch_seconds: What the attempt that brought them took, without the wait for its turn.
+        decode_seconds: To make what was put out of them.
+        write_seconds: To put it.
+        host: Where they came from; "" where no host was asked.
         failure: Why there is nothing to put.
     """
 
@@ -47,6 +53,8 @@ class Outcome:
     bytes_fetched: int = 0
     fetch_seconds: float = 0.0
     decode_seconds: float = 0.0
+    write_seconds: float = 0.0
+    host: str = ""
     failure: Failure | None = None
 
 
@@ -71,36 +79,33 @@ def run(
     num_threads = request.threads
     done: SimpleQueue[Outcome | BaseException] = SimpleQueue()
 
-    def finish(row: Row, fetched: Fetched, fetch_seconds: float) -> None:
-        started = time.monotonic()
+    def decode(row: Row, fetched: Fetched) -> None:
+        begun = written = time.monotonic()
+        outcome = Outcome(row.index, bytes_fetched=fetched.num_bytes, fetch_seconds=fetched.seconds, host=fetched.host)
         try:
             assert row.source is not None
             name, encoded = row.source.name, is_encoded(row.index)
             sample, num_frames = make_sample(fetched.data, spec=request.spec, name=name, encoded=encoded)
-            checksum = put(row.index, sample, num_frames)
-            seconds = fetch_seconds, time.monotonic() - started
-            done.put(Outcome(row.index, checksum, sample.nbytes, fetched.num_bytes, *seconds))
+            written = time.monotonic()
+            outcome.checksum, outcome.nbytes = put(row.index, sample, num_frames), sample.nbytes
         except SampleError as error:
-            seconds = fetch_seconds, time.monotonic() - started
-            done.put(Outcome(row.index, 0, 0, fetched.num_bytes, *seconds, _failure(row, error)))
+            outcome.failure = _failure(row, error)
+            written = time.monotonic()
         except BaseException as error:  # noqa: BLE001 - raised again by the calling thread
             done.put(error)
+            return
         finally:
             fetched.release()
+        outcome.decode_seconds, outcome.write_seconds = written - begun, time.monotonic() - written
+        done.put(outcome)
 
-    def on_fetched(row: Row, asked: float, future: Future[Fetched]) -> None:
-        if future.cancelled():
-            return
-        error, seconds = future.exception(), time.monotonic() - asked
-        if error is None:
-            try:
-                threads.submit(finish, row, future.result(), seconds)
-            except RuntimeError:  # the run has ended and takes no more
-                future.result().release()
-        elif isinstance(error, SampleError):
-            done.put(Outcome(row.index, fetch_seconds=seconds, failure=_failure(row, error)))
-        else:
-            done.put(error)
+    def on_fetched(row: Row, result: Fetched | BaseException) -> None:
+        if isinstance(result, Fetched):
+            decoders.submit(row, result)
+        elif isinstance(result, SampleError):
+            done.put(Outcome(row.index, fetch_seconds=result.seconds, host=result.host, failure=_failure(row, result)))
+        elif not isinstance(result, CancelledError):
+            done.put(result)
 
     def next_outcome() -> Outcome:
         outcome = done.get()
@@ -109,13 +114,14 @@ def run(
         return outcome
 
     # Rows whose bytes are still to be fetched may wait in numbers; inline ones hold their bytes while they wait.
-    max_fetching, max_inline = most_under_way(request), 4 * num_threads
+    max_fetching, max_inline = most_under_way(request), _MAX_INLINE_PER_THREAD * num_threads
     num_under_way = 0
     with (
         nullcontext() if low_memory is None else MemoryWatch(lambda free, by: done.put(low_memory(free, by))),
-        Fetcher(request.fetch) as fetcher,
-        _cancelling(ThreadPoolExecutor(num_threads, thread_name_prefix="in-memory-datasets-decode")) as threads,
+        _Decoders(num_threads, decode) as decoders,
+        Fetcher(request.fetch, is_backed_up=decoders.have_enough) as fetcher,
     ):
+        decoders.on_idle = fetcher.hurry
         for row in itertools.chain.from_iterable(batches):
             if row.source is None:
                 error = row.error or SampleError(f"row {row.index} has no media", reason="empty")
@@ -125,8 +131,7 @@ def run(
             while num_under_way >= limit or not done.empty():
                 yield next_outcome()
                 num_under_way -= 1
-            asked = time.monotonic()
-            fetcher.submit(row.source).add_done_callback(functools.partial(on_fetched, row, asked))
+            fetcher.begin(row.source, functools.partial(on_fetched, row))
             num_under_way += 1
         for _ in range(num_under_way):
             yield next_outcome()
@@ -137,13 +142,59 @@ def most_under_way(request: LoadRequest) -> int:
     return 2 * request.fetch.concurrency + 4 * request.threads
 
 
-@contextmanager
-def _cancelling(threads: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
-    """Let running work end, drop what has not begun, and join the threads."""
-    try:
-        yield threads
-    finally:
-        threads.shutdown(cancel_futures=True)
+class _Decoders:
+    """Threads that decode what was fetched, in that order; a context manager.
+
+    A plain queue, since an executor's futures cost as much as all else around a decode.
+
+    Attributes:
+        on_idle: Called when a thread finds nothing to do.
+    """
+
+    def __init__(self, num_threads: int, decode: Callable[[Row, Fetched], None]) -> None:
+        self.on_idle: Callable[[], None] = lambda: None
+        self._decode = decode
+        self._queue: SimpleQueue[tuple[Row, Fetched] | None] = SimpleQueue()
+        self._enough = _MAX_FETCHED_PER_THREAD * num_threads
+        self._is_closing = False
+        self._threads: list[threading.Thread] = [
+            threading.Thread(target=self._work, name=f"in-memory-datasets-decode-{number}")
+            for number in range(num_threads)
+        ]
+
+    def submit(self, row: Row, fetched: Fetched) -> None:
+        """Have one source decoded; released at once when all is at an end. From any thread."""
+        self._queue.put((row, fetched))
+
+    def have_enough(self) -> bool:
+        """Tell whether what waits to be decoded will last for a while."""
+        return self._queue.qsize() >= self._enough
+
+    def _work(self) -> None:
+        while True:
+            if self._queue.empty():
+                self.on_idle()
+            job = self._queue.get()
+            if job is None:
+                return
+            if self._is_closing:
+                job[1].release()
+            else:
+                self._decode(*job)
+            del job  # an idle thread keeps no body alive
+
+    def __enter__(self) -> _Decoders:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Let running work end, drop what has not begun, and join the threads."""
+        self._is_closing = True
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
 
 
 def _failure(row: Row, error: SampleError) -> Failure:

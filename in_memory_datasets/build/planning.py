@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 from dataclasses import dataclass, replace
 from typing import Any
@@ -50,7 +49,7 @@ class Probe:
     Attributes:
         num_samples: How many were fetched.
         num_hosts: From how many hosts; 0 where none was asked.
-        fetch_seconds: Mean time from asking for a sample to having its bytes, queueing included.
+        fetch_seconds: Mean time that an attempt at a sample takes, without the wait for its turn.
         decode_seconds: Mean time to make a sample of its bytes, on one thread.
         encoded_bytes: Mean size of one that is kept encoded; None where none could be decoded.
         num_frames: Mean frames of a clip; of pictures 0.
@@ -69,17 +68,12 @@ class Probe:
         A server that slows down under load, or one host in the probe where there are many, makes it wrong by as much.
 
         Example:
-            >>> probe = Probe(64, 1, fetch_seconds=0.15, decode_seconds=0.001, encoded_bytes=9e3, num_frames=0)
+            >>> probe = Probe(64, 1, fetch_seconds=0.1, decode_seconds=0.001, encoded_bytes=9e3, num_frames=0)
             >>> round(probe.seconds_for(32_000, fetch=FetchOptions(per_host=32), num_threads=2))
             100
         """
-        # Requests that go out at once; those of the probe waited for one another in as many turns as it takes.
-        at_once = max(
-            1, min(fetch.concurrency, fetch.per_host * self.num_hosts if self.num_hosts else fetch.concurrency)
-        )
-        num_turns = math.ceil(self.num_samples / at_once)
-        fetch_seconds = self.fetch_seconds * 2 / (num_turns + 1)
-        return num_samples * max(fetch_seconds / at_once, self.decode_seconds / num_threads)
+        at_once = min(fetch.concurrency, fetch.per_host * self.num_hosts or fetch.concurrency)
+        return num_samples * max(self.fetch_seconds / at_once, self.decode_seconds / num_threads)
 
 
 def plan(request: LoadRequest, *, probe: int = 0) -> MemoryPlan:

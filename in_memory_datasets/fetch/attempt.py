@@ -9,17 +9,25 @@ from types import TracebackType
 class AttemptFailed(Exception):
     """Report one attempt that failed; it ends as a FetchError once there are no further attempts.
 
-    `transient` says whether another attempt may succeed; `retry_after` is what the server asked for, in seconds.
+    `transient` says whether another attempt may succeed; `retry_after` is what the server asked for, in seconds;
+    `overloaded`, whether it says that it is asked too much.
     """
 
     def __init__(
-        self, reason: str = "unreadable", detail: str = "", *, transient: bool = False, retry_after: float | None = None
+        self,
+        reason: str = "unreadable",
+        detail: str = "",
+        *,
+        transient: bool = False,
+        retry_after: float | None = None,
+        overloaded: bool = False,
     ) -> None:
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
         self.transient = transient
         self.retry_after = retry_after
+        self.overloaded = overloaded
 
 
 def too_large(size: str, max_bytes: int) -> AttemptFailed:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 class ByteBudget:
     """Hand out at most `limit_bytes` at a time, first come, first served.
 
-    `acquire` and `grow` belong to one event loop; a grant is released from any thread.
+    `acquire` and `grow` belong to one event loop; `try_acquire` and the release of a grant, to any thread.
 
     Why it cannot lock up, as long as whoever holds finished bodies releases them: a body of known length holds all
     it needs before its first byte is read. One of unknown length may have to grow while it holds a part; those that
@@ -45,6 +45,16 @@ class ByteBudget:
             self._beginners.append(waiter)
         await self._wait(waiter)
         return grant
+
+    def try_acquire(self, num_bytes: int) -> Grant | None:
+        """Hold `num_bytes` if that is possible at once; from any thread."""
+        with self._lock:
+            if self._beginners or self._growers or not self._admits(num_bytes):
+                return None
+            self._num_grants += 1
+            grant = Grant(self, self._num_grants)
+            self._give(grant, num_bytes)
+            return grant
 
     async def grow(self, grant: Grant, num_bytes: int) -> None:
         """Wait until `grant` may hold `num_bytes` more, and hold them."""

@@ -5,40 +5,16 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
 
 from in_memory_datasets.errors import ConfigError, InMemoryDatasetsError
 from in_memory_datasets.fetch.attempt import AttemptFailed
-from in_memory_datasets.fetch.byte_budget import Grant
-from in_memory_datasets.fetch.loop_thread import LoopThread
-from in_memory_datasets.fetch.transfers import Transfers, check_size, describe_failure
+from in_memory_datasets.fetch.byte_budget import ByteBudget
+from in_memory_datasets.fetch.file_readers import FileReaders
+from in_memory_datasets.fetch.transfers import CLOSE_SECONDS, Done, Fetched, Transfers, check_size, describe_failure
 from in_memory_datasets.schema import FetchOptions, Source
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """One source's bytes.
-
-    Attributes:
-        data: The encoded bytes; for a source of kind "object" the object itself.
-        num_bytes: Encoded bytes read; 0 for an object.
-        num_attempts: Requests or reads made; 0 for what was inline.
-        host: The host asked; "" where none was.
-    """
-
-    data: Any = field(repr=False)
-    num_bytes: int
-    num_attempts: int
-    host: str
-    _grant: Grant | None = field(default=None, repr=False)
-
-    def release(self) -> None:
-        """Give its bytes back to the budget; from any thread, any number of times. `data` stays readable."""
-        if self._grant is not None:
-            self._grant.release()
 
 
 class Fetcher:
@@ -50,6 +26,11 @@ class Fetcher:
             `Fetched.release()`. Requests wait while it is used up, and that wait is no part of their time-out. A
             body larger than this is fetched alone. Beyond it, each connection buffers up to 384 KiB, and one body at
             a time is copied together. Sources of kind "bytes" and "object" are not counted: they are the caller's.
+
+        is_backed_up: Tells whether there is enough that was fetched and not taken yet: no request goes out then.
+
+    How many requests are under way adapts by itself, see `Schedule`: up to `options.concurrency` in all and
+    `options.per_host` to one host, fewer where more gain nothing or a host is in trouble.
 
     Bodies are held until they are released, so results are taken in the order of completion: a caller that waits
     for a particular future while it holds the others unreleased may wait for ever.
@@ -70,15 +51,42 @@ class Fetcher:
         (b'GIF89a', 6)
     """
 
-    def __init__(self, options: FetchOptions = FetchOptions(), *, max_buffered_bytes: int = 128 * 2**20) -> None:  # noqa: B008 - frozen
+    def __init__(
+        self,
+        options: FetchOptions = FetchOptions(),  # noqa: B008 - frozen
+        *,
+        max_buffered_bytes: int = 128 * 2**20,
+        is_backed_up: Callable[[], bool] = lambda: False,
+    ) -> None:
         if max_buffered_bytes < 1:
             raise ConfigError(f"max_buffered_bytes={max_buffered_bytes!r}: expected at least 1 byte")
         self._options = options
-        self._max_buffered_bytes = max_buffered_bytes
+        self._max_buffered_bytes, self._is_backed_up = max_buffered_bytes, is_backed_up
         self._closed = False
         self._engine: _Engine | None = None
         self._lock = threading.Lock()
         self._pid = os.getpid()
+
+    def begin(self, source: Source, done: Done) -> None:
+        """Begin to fetch a source; `done` is told what was fetched, or what went wrong, a FetchError mostly.
+
+        It is called once, in whichever thread is the first to know, and must neither raise nor take long.
+
+        Raises:
+            InMemoryDatasetsError: The fetcher is closed.
+        """
+        if source.kind in ("bytes", "object"):
+            self._refuse_if_closed()
+            done(_take_inline(source, self._options.max_bytes))
+            return
+        if os.getpid() != self._pid:
+            self._start_anew_after_fork()
+        with self._lock:
+            self._refuse_if_closed()
+            if self._engine is None:
+                self._engine = _Engine(self, self._options, self._max_buffered_bytes, self._is_backed_up)
+            engine = self._engine
+        engine.begin(source, done)
 
     def submit(self, source: Source) -> Future[Fetched]:
         """Begin to fetch a source; whatever goes wrong with it, its future raises a FetchError.
@@ -86,16 +94,25 @@ class Fetcher:
         Raises:
             InMemoryDatasetsError: The fetcher is closed.
         """
-        if source.kind in ("bytes", "object"):
-            self._refuse_if_closed()
-            return _settle_inline(source, self._options.max_bytes)
-        if os.getpid() != self._pid:
-            self._start_anew_after_fork()
-        with self._lock:
-            self._refuse_if_closed()
-            if self._engine is None:
-                self._engine = _Engine(self, self._options, self._max_buffered_bytes)
-            return self._engine.submit(source)
+        future: Future[Fetched] = Future()
+
+        def settle(result: Fetched | BaseException) -> None:
+            if not future.set_running_or_notify_cancel():
+                if isinstance(result, Fetched):
+                    result.release()
+            elif isinstance(result, Fetched):
+                future.set_result(result)
+            else:
+                future.set_exception(result)
+
+        self.begin(source, settle)
+        return future
+
+    def hurry(self) -> None:
+        """Take note that somebody waits for what was begun: files are then read by more threads."""
+        engine = self._engine
+        if engine is not None:
+            engine.hurry()
 
     def fetch(self, source: Source) -> Fetched:
         """Fetch a source and wait for it.
@@ -143,39 +160,44 @@ class Fetcher:
 class _Engine:
     """The running half of a Fetcher: exists from its first fetch to its end."""
 
-    def __init__(self, owner: Fetcher, options: FetchOptions, max_buffered_bytes: int) -> None:
-        self._transfers = Transfers(options, max_buffered_bytes)
-        self._thread = LoopThread("in-memory-datasets-fetch", self._transfers.close)
+    def __init__(
+        self, owner: Fetcher, options: FetchOptions, max_buffered_bytes: int, is_backed_up: Callable[[], bool]
+    ) -> None:
+        budget = ByteBudget(max_buffered_bytes)
+        self._transfers = Transfers(options, budget, is_backed_up=is_backed_up)
+        self._readers = FileReaders(
+            budget,
+            max_bytes=options.max_bytes,
+            timeout_seconds=options.timeout,
+            max_threads=options.per_host,
+            long_way=self._transfers.begin_soon,
+        )
         # For owners that are dropped, or alive when the interpreter ends, without having been closed.
-        self._finalizer = weakref.finalize(owner, _close, self._transfers, self._thread)
+        self._finalizer = weakref.finalize(owner, _close, self._transfers, self._readers, os.getpid())
 
-    def submit(self, source: Source) -> Future[Fetched]:
-        transfers = self._transfers
+    def begin(self, source: Source, done: Done) -> None:
+        begin = self._readers.begin if source.kind == "path" else self._transfers.begin_soon
+        begin(source, done)
 
-        async def work() -> Fetched:
-            data, grant, num_attempts = await transfers.fetch(source)
-            return Fetched(data, len(data), num_attempts, source.host, grant)
-
-        return self._thread.submit(work)
+    def hurry(self) -> None:
+        self._readers.hurry()
 
     def close(self) -> None:
         self._finalizer()
 
 
-def _close(transfers: Transfers, thread: LoopThread) -> None:
-    transfers.begin_closing()
-    thread.close()
+def _close(transfers: Transfers, readers: FileReaders, pid: int) -> None:
+    if os.getpid() == pid:  # a forked child has none of the threads, and locks may be held that nobody lets go of
+        transfers.close_soon()
+        readers.close(CLOSE_SECONDS)
+    transfers.loop.close()
 
 
-def _settle_inline(source: Source, max_bytes: int) -> Future[Fetched]:
-    future: Future[Fetched] = Future()
+def _take_inline(source: Source, max_bytes: int) -> Fetched | BaseException:
     if source.kind == "object":
-        future.set_result(Fetched(source.value, 0, 0, ""))
-        return future
+        return Fetched(source.value, 0, 0, "")
     try:
         check_size(len(source.value), max_bytes)
     except AttemptFailed as failure:
-        future.set_exception(describe_failure(source, failure, 0))
-    else:
-        future.set_result(Fetched(source.value, len(source.value), 0, ""))
-    return future
+        return describe_failure(source, failure, 0)
+    return Fetched(source.value, len(source.value), 0, "")

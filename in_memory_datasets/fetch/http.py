@@ -19,7 +19,6 @@ from in_memory_datasets.fetch.byte_budget import ByteBudget, Grant
 from in_memory_datasets.fetch.daemon_threads import DaemonThreads
 from in_memory_datasets.fetch.http_failures import HTTP_ERRORS, judge_error, judge_status
 from in_memory_datasets.fetch.opt_out import find_opt_out, find_product
-from in_memory_datasets.fetch.slots import Slots
 from in_memory_datasets.schema import FetchOptions, strip_credentials
 
 MAX_REDIRECTS = 10
@@ -40,14 +39,13 @@ _PRINTABLE_ASCII = re.compile(r"[!-~]+")
 class HttpClient:
     """Fetch bodies over http(s) on one event loop, keeping connections alive; made and closed on that loop."""
 
-    def __init__(self, options: FetchOptions, budget: ByteBudget, slots: Slots, threads: DaemonThreads) -> None:
+    def __init__(self, options: FetchOptions, budget: ByteBudget, threads: DaemonThreads) -> None:
         self._options = options
         self._budget = budget
-        self._slots = slots
         user_agent = options.user_agent or default_user_agent()
         self._product = find_product(user_agent)
         connector = aiohttp.TCPConnector(
-            limit=0,  # slots bound the requests
+            limit=0,  # the schedule bounds the requests
             resolver=_ThreadResolver(threads),
             ttl_dns_cache=DNS_TTL_SECONDS,
             keepalive_timeout=KEEPALIVE_SECONDS,
@@ -67,28 +65,20 @@ class HttpClient:
         """Close every connection."""
         await self._session.close()
 
-    async def get(self, address: str) -> tuple[bytes, Grant]:
-        """Make one attempt, redirects included; each request in a slot of the host it goes to.
+    def attempt(self, address: str) -> HttpAttempt:
+        """Begin one attempt; nothing is asked for before its first step.
+
+        Raises:
+            AttemptFailed: It is not a usable http(s) URL.
+        """
+        return HttpAttempt(self, parse_url(address), TimeLimit(self._options.timeout))
+
+    async def request(self, url: URL, limit: TimeLimit) -> tuple[bytes, Grant] | URL:
+        """Make one request; give the body, or where to it was redirected.
 
         Raises:
             AttemptFailed: The body could not be had.
         """
-        url = parse_url(address)
-        limit = TimeLimit(self._options.timeout)
-        seen: set[URL] = set()
-        while True:
-            seen.add(url)
-            async with self._slots.hold((url.raw_host or "").lower()):
-                result = await self._request(url, limit)
-            if not isinstance(result, URL):
-                return result
-            if result in seen:
-                raise AttemptFailed("redirect", f"redirected in a circle, by {strip_credentials(str(result))}")
-            if len(seen) > MAX_REDIRECTS:
-                raise AttemptFailed("redirect", f"redirected more than {MAX_REDIRECTS} times")
-            url = result
-
-    async def _request(self, url: URL, limit: TimeLimit) -> tuple[bytes, Grant] | URL:
         try:
             with limit:
                 response = await self._session.get(url, allow_redirects=False)
@@ -154,6 +144,39 @@ class HttpClient:
             if num_bytes > grant.num_bytes:
                 wanted = min(max(num_bytes, 2 * grant.num_bytes), max_bytes)
                 await self._budget.grow(grant, wanted - grant.num_bytes)
+
+
+class HttpAttempt:
+    """One attempt at an http(s) source, a step for each request: the first, and one for every redirect.
+
+    Attributes:
+        place: The host that the next step goes to.
+    """
+
+    __slots__ = ("_client", "_limit", "_seen", "_url", "place")
+
+    def __init__(self, client: HttpClient, url: URL, limit: TimeLimit) -> None:
+        self._client, self._url, self._limit = client, url, limit
+        self._seen = [url]
+        self.place = (url.raw_host or "").lower()
+
+    async def step(self) -> tuple[bytes, Grant] | None:
+        """Make one request; None where it was redirected.
+
+        Raises:
+            AttemptFailed: The body could not be had.
+        """
+        result = await self._client.request(self._url, self._limit)
+        if not isinstance(result, URL):
+            return result
+        if result in self._seen:
+            raise AttemptFailed("redirect", f"redirected in a circle, by {strip_credentials(str(result))}")
+        if len(self._seen) > MAX_REDIRECTS:
+            raise AttemptFailed("redirect", f"redirected more than {MAX_REDIRECTS} times")
+        self._seen.append(result)
+        self._url = result
+        self.place = (result.raw_host or "").lower()
+        return None
 
 
 def parse_url(address: str) -> URL:

@@ -40,6 +40,7 @@ def judge_status(status: int, headers: Mapping[str, str]) -> AttemptFailed | Non
         f"the server answered {phrase}, expected 200",
         transient=status in TRANSIENT_STATUSES or 500 <= status < 600,
         retry_after=parse_retry_after(headers.get("Retry-After")),
+        overloaded=status in (429, 503),
     )
 
 

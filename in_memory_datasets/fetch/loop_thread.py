@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import CancelledError, Future
-from typing import Any, TypeVar
-
-_T = TypeVar("_T")
+from typing import Any
 
 CANCEL_AGAIN_SECONDS = 0.2
 
@@ -19,9 +17,9 @@ _inherited: list[LoopThread] = []
 
 
 class LoopThread:
-    """Run coroutines on an event loop in a thread of its own.
+    """Run an event loop in a thread of its own.
 
-    `on_close` is awaited on the loop as the last thing.
+    `on_close` is awaited on the loop as the last thing, when all tasks have ended.
     """
 
     def __init__(self, name: str, on_close: Callable[[], Awaitable[None]]) -> None:
@@ -29,48 +27,48 @@ class LoopThread:
         self._on_close = on_close
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._was_woken = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> Future[_T]:
-        """Run `work()` on the loop; from any thread, and not after `close`."""
-        future: Future[_T] = Future()
-        self._loop.call_soon_threadsafe(self._start, work, future)
-        return future
+    def call(self, function: Callable[..., object], *args: Any) -> None:
+        """Run `function(*args)` on the loop, in the order of the calls; from any thread, and not after `close`."""
+        self._calls.append((function, args))
+        if not self._was_woken:  # waking it takes a system call, and one is enough for all that are waiting
+            self._was_woken = True
+            self._loop.call_soon_threadsafe(self._make_calls)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine, which lets no exception out, as a task that is cancelled by `close`; on the loop."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def call_later(self, seconds: float, function: Callable[[], None]) -> asyncio.TimerHandle:
+        """Run a function on the loop after so many seconds; on the loop."""
+        return self._loop.call_later(seconds, function)
 
     def close(self) -> None:
         """Cancel what is under way, run `on_close`, and end the thread and the loop.
 
-        Futures that are not done raise concurrent.futures.CancelledError. In a forked child, where the thread does
-        not exist, nothing is closed.
+        In a forked child, where the thread does not exist, nothing is closed.
         """
         if os.getpid() != self._pid:
             _inherited.append(self)
             return
         if self._loop.is_closed():
             return
-        self._loop.call_soon_threadsafe(self._stop.set)
+        self.call(self._stop.set)
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _start(self, work: Callable[[], Coroutine[Any, Any, _T]], future: Future[_T]) -> None:
-        if not future.set_running_or_notify_cancel():
-            return
-        task = self._loop.create_task(work())
-        self._tasks.add(task)
-
-        def settle(task: asyncio.Task[_T]) -> None:
-            self._tasks.discard(task)
-            if task.cancelled():
-                future.set_exception(CancelledError("the fetcher was closed"))
-            elif (error := task.exception()) is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(task.result())
-
-        # Not in the coroutine: one that is cancelled before its first step never runs a line.
-        task.add_done_callback(settle)
+    def _make_calls(self) -> None:
+        self._was_woken = False  # before they are looked at: what comes from here on wakes it again
+        while self._calls:
+            function, args = self._calls.popleft()
+            function(*args)
 
     def _run(self) -> None:
         try:

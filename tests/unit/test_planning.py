@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pytest
 
 from in_memory_datasets import (
@@ -146,9 +145,7 @@ def test_an_iterator_is_not_used_up_by_a_probe() -> None:
 def test_the_slower_of_fetching_and_decoding_decides_how_long(
     latency: float, decode: float, hosts: int, expected: float
 ) -> None:
-    at_once = min(128, 32 * hosts)
-    waits = [latency * (1 + i // at_once) for i in range(64)]  # a host is asked for 32 samples at once
-    probe = Probe(64, hosts, float(np.mean(waits)), decode, encoded_bytes=None, num_frames=0.0)
+    probe = Probe(64, hosts, latency, decode, encoded_bytes=None, num_frames=0.0)
     assert probe.seconds_for(10_000, fetch=FetchOptions(), num_threads=2) == pytest.approx(expected)
 
 
