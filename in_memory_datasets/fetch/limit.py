@@ -6,7 +6,7 @@ FIRST = 32
 LEAST = 8
 # Requests that finish for one more way of looking at it: fewer say little, more take long.
 _MIN_MEASURED = 16
-_GAIN = 1.15  # what twice as many requests must bring, where they brought 2.0 if nothing else were the limit
+_GAIN = 0.15  # of what more requests would bring if nothing else were the limit
 _TOO_MANY_FAILED = 0.25
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 2.0, 30.0
 
@@ -82,7 +82,7 @@ class GrowingLimit:
             self._set(max(self._least, self.value // 2))
         elif 2 * self._num_in_the_way < self._num_ended:
             self._before = None
-        elif self._before is not None and rate < _GAIN * self._rate:
+        elif self._before is not None and rate < (1 + _GAIN * (self.value / self._before - 1)) * self._rate:
             value, self._before = self._before, None
             self._pause(now)
             self._set(value)

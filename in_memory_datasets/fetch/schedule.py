@@ -95,9 +95,9 @@ class Schedule(Generic[ItemT]):
         """Have an item started when it is its turn; before all others of its host with `first`."""
         host = self._hosts.get(name)
         if host is None:
-            host = self._hosts[name] = _Host(limit=self._per_host)
-            if len(self._hosts) > _MAX_KNOWN_HOSTS:
+            if len(self._hosts) >= _MAX_KNOWN_HOSTS:
                 self._forget_idle()
+            host = self._hosts[name] = _Host(limit=self._per_host)
         elif host.dead is not None and (self._now() < host.dead_until or host.queue or host.num_running):
             self._refuse(item, host.dead)
             return
