@@ -25,6 +25,7 @@ from in_memory_datasets.errors import SampleError
 from in_memory_datasets.fetch import Fetched, Fetcher
 from in_memory_datasets.memory import MemoryWatch
 from in_memory_datasets.schema import Failure, LimitedBy, Row
+from in_memory_datasets.store import Placed
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,7 @@ class Outcome:
 
     Attributes:
         slot: Its number.
-        checksum: Of what was put.
-        nbytes: How large that is.
+        placed: Where its sample was put; None for a failure.
         bytes_fetched: Encoded bytes that were read for it.
         fetch_seconds: From asking for them to having them.
         decode_seconds: To make what was put out of them, and put it.
@@ -42,8 +42,7 @@ class Outcome:
     """
 
     slot: int
-    checksum: int = 0
-    nbytes: int = 0
+    placed: Placed | None = None
     bytes_fetched: int = 0
     fetch_seconds: float = 0.0
     decode_seconds: float = 0.0
@@ -52,7 +51,7 @@ class Outcome:
 
 def run(
     batches: Iterator[list[Row]],
-    put: Callable[[int, NDArray[Any], int], int],
+    put: Callable[[int, NDArray[Any], int], Placed],
     request: LoadRequest,
     *,
     is_encoded: Callable[[int], bool],
@@ -61,8 +60,8 @@ def run(
     """Fetch, decode and put every row; give the outcomes as they come.
 
     Args:
-        put: Takes a slot, what is kept of its sample, and of an encoded clip the frames it decodes to; gives a
-            checksum. Called in several threads.
+        put: Takes a slot, what is kept of its sample, and of an encoded clip the frames it decodes to; says where it
+            lies. Called in several threads.
         is_encoded: Tells whether the sample of a slot is kept encoded.
         low_memory: Says what to raise when hardly any memory is left; None for a run that does not fill it.
 
@@ -77,12 +76,12 @@ def run(
             assert row.source is not None
             name, encoded = row.source.name, is_encoded(row.index)
             sample, num_frames = make_sample(fetched.data, spec=request.spec, name=name, encoded=encoded)
-            checksum = put(row.index, sample, num_frames)
+            placed = put(row.index, sample, num_frames)
             seconds = fetch_seconds, time.monotonic() - started
-            done.put(Outcome(row.index, checksum, sample.nbytes, fetched.num_bytes, *seconds))
+            done.put(Outcome(row.index, placed, fetched.num_bytes, *seconds))
         except SampleError as error:
             seconds = fetch_seconds, time.monotonic() - started
-            done.put(Outcome(row.index, 0, 0, fetched.num_bytes, *seconds, _failure(row, error)))
+            done.put(Outcome(row.index, None, fetched.num_bytes, *seconds, _failure(row, error)))
         except BaseException as error:  # noqa: BLE001 - raised again by the calling thread
             done.put(error)
         finally:
