@@ -11,7 +11,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from in_memory_datasets.errors import ConfigError, SampleError
 
-FORMAT_VERSION = 1
+# A store says the lowest version that can read it: the second is for one in which rows share samples.
+FORMAT_VERSION, VERSION_OF_REPEATS = 1, 2
 
 # Every reason a sample can fail for. The order is part of the store format (rows.arrow keeps a number), so new
 # ones are appended.
@@ -307,6 +308,7 @@ class LoadReport:
         num_decoded: Samples that lie decoded.
         num_encoded: Samples that lie encoded, and are decoded whenever they are served.
         num_on_disk: Samples of a `cache_dir` for which there is no room in memory, decoded or encoded.
+        num_unique: Samples that are stored: rows that name the same source share one.
     """
 
     num_samples: int
@@ -321,6 +323,7 @@ class LoadReport:
     num_decoded: int
     num_encoded: int
     num_on_disk: int
+    num_unique: int = 0
 
     def __str__(self) -> str:
         rate = self.num_samples / self.seconds if self.seconds > 0 else 0.0
@@ -328,6 +331,8 @@ class LoadReport:
             f"{self.num_ok:,} of {self.num_samples:,} samples loaded in {self.seconds:.1f} s ({rate:,.0f}/s); "
             f"{format_bytes(self.bytes_fetched)} fetched, {format_bytes(self.nbytes)} in memory"
         ]
+        if 0 < self.num_unique < self.num_samples:
+            lines.append(f"{self.num_samples:,} rows share {self.num_unique:,} samples")
         if self.num_encoded or self.num_on_disk:
             lines.append(
                 f"{self.num_decoded:,} lie decoded, {self.num_encoded:,} encoded, {self.num_on_disk:,} on disk"

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from in_memory_datasets.build.bars import progress_bar, waiting_bar
+from in_memory_datasets.build.duplicates import SampleNumbers, first_rows
 from in_memory_datasets.build.keeping import refuse_if_not_lockable
 from in_memory_datasets.build.mixture import max_sample_bytes, promote_what_fits
-from in_memory_datasets.build.pipeline import most_under_way, run
-from in_memory_datasets.build.planning import is_surely_too_large, plan, ways_out
+from in_memory_datasets.build.pipeline import Threads, most_under_way, run
+from in_memory_datasets.build.planning import is_surely_too_large, plan, plan_without_repeats, ways_out
 from in_memory_datasets.build.request import LoadRequest
 from in_memory_datasets.errors import ConfigError, LoadError, MemoryLimitError, StoreError
 from in_memory_datasets.memory import FLOOR_BYTES, available_memory, free_memory, refuse_if_too_large
@@ -161,13 +162,15 @@ def fingerprint(rows: str, request: LoadRequest) -> str:
 
 
 def _build(request: LoadRequest, directory: Path | None) -> tuple[Store, int]:
-    reader, expected = request.rows, plan(request)
-    is_fixed = isinstance(request.spec, ImageSpec)
+    reader, is_fixed = request.rows, isinstance(request.spec, ImageSpec)
+    # What there is no room for may stay on the disk, where the user leaves that to us.
+    may_overflow = request.storage == "auto" and directory is not None and not reader.takes_what_fits
+    expected = plan(request)
+    if not may_overflow and not reader.takes_what_fits:
+        expected = plan_without_repeats(request, expected)
     encoded = request.storage == "encoded" or (
         request.storage == "auto" and (expected.num_decoded is None or expected.num_decoded != expected.num_samples)
     )
-    # What there is no room for may stay on the disk, where the user leaves that to us.
-    may_overflow = request.storage == "auto" and directory is not None and not reader.takes_what_fits
     room = expected.bytes_available
     if reader.takes_what_fits:
         if not expected.num_samples_that_fit:
@@ -184,33 +187,36 @@ def _build(request: LoadRequest, directory: Path | None) -> tuple[Store, int]:
         return _low_memory(free, limited_by, writer.num_loaded, directory)
 
     bytes_fetched = 0
+    num_rows = expected.num_samples if reader.takes_what_fits or reader.num_rows is None else reader.num_rows
     with (
         _disk_errors(directory),
         StoreWriter(request.spec, encoded=encoded, directory=directory) as writer,
-        progress_bar(request.progress, expected.num_samples) as bar,
+        progress_bar(request.progress, num_rows) as bar,
     ):
-        failures: list[Failure] = []
+        num_failed = 0
         most = expected.num_samples_that_fit if reader.takes_what_fits and is_fixed and not encoded else None
         rows = _announced(
             reader, writer, bar, most=most, is_full=lambda: reader.takes_what_fits and writer.num_bytes > room
         )
-        for outcome in run(rows, writer.put, request, is_encoded=lambda slot: encoded, low_memory=low_memory):
+        workshop = Threads(writer.put, request, is_encoded=lambda slot: encoded)
+        for outcome in run(rows, workshop, request, low_memory=low_memory):
             bytes_fetched += outcome.bytes_fetched
             if outcome.failure is not None:
                 if request.on_error == "raise":
                     raise LoadError(_first_failure(outcome.failure))
                 writer.failed(outcome.failure)
-                failures.append(outcome.failure)
-            else:
-                writer.loaded(outcome.slot, outcome.checksum)
+                num_failed += 1
+            elif outcome.placed is not None:
+                writer.loaded(outcome.slot, outcome.placed)
                 if writer.num_bytes > room and not may_overflow and not reader.takes_what_fits:
                     raise _full(request, expected, writer)
-            bar.set_postfix_str(f"{len(failures)} failed, {format_bytes(bytes_fetched)}", refresh=False)
+            bar.set_postfix_str(f"{num_failed} failed, {format_bytes(bytes_fetched)}", refresh=False)
             bar.update()
-        if reader.takes_what_fits and most is None and not writer.keep_what_fits(room):
+        is_exact = most is not None and writer.num_unique == writer.num_rows
+        if reader.takes_what_fits and not is_exact and not writer.keep_what_fits(room):
             raise _not_one_fits(request, expected)
         if not writer.num_loaded:
-            raise LoadError(_nothing_loaded(failures))
+            raise LoadError(_nothing_loaded(writer.failures()))
         if request.storage != "auto" or not encoded:
             return writer.finish(), bytes_fetched
         with progress_bar(request.progress, None, "Decoding what there is room for") as bar:
@@ -271,12 +277,14 @@ def _mend(request: LoadRequest, store: Store, slots: list[int]) -> tuple[Store, 
         for slot in set(slots).difference(row.index for row in rows):
             if writer.is_done(slot):  # its bytes are altered, and it can be had no more
                 writer.failed(_altered(store, slot))
-        for outcome in run(iter([rows]), writer.put, request, is_encoded=lambda slot: slot >= store.num_decoded):
+        num_decoded = store.num_decoded
+        workshop = Threads(writer.put, request, is_encoded=lambda slot: writer.number_of(slot) >= num_decoded)
+        for outcome in run(iter([rows]), workshop, request):
             bytes_fetched += outcome.bytes_fetched
             if outcome.failure is not None:
                 writer.failed(outcome.failure)
-            else:
-                writer.loaded(outcome.slot, outcome.checksum)
+            elif outcome.placed is not None:
+                writer.loaded(outcome.slot, outcome.placed)
             bar.update()
         return writer.finish(), bytes_fetched
 
@@ -287,7 +295,11 @@ def _slots_to_mend(store: Store, reasons: Collection[str] | None) -> list[int]:
     if reasons is not None:
         failed = failed[np.isin(table.reason[failed], [REASONS.index(reason) for reason in reasons])]
     altered = store.verify() if reasons is not None and "checksum" in reasons else []
-    return sorted({*failed.tolist(), *altered})
+    slots = np.union1d(failed, altered).astype(np.int64)
+    firsts = table.first_slots()
+    # Of the rows that share a sample, the first: what is loaded for it is there for all.
+    to_mend: list[int] = (slots if firsts is None else np.intersect1d(slots, firsts)).tolist()
+    return to_mend
 
 
 def _altered(store: Store, slot: int) -> Failure:
@@ -307,17 +319,27 @@ def _row_of_store(store: Store, slot: int) -> Row | None:
 def _announced(
     reader: RowReader, writer: StoreWriter, bar: Any, *, most: int | None, is_full: Callable[[], bool]
 ) -> Iterator[list[Row]]:
-    """Enter each batch of rows into the books before any of its samples can arrive; give those still to be loaded."""
-    num_rows = 0
+    """Enter each batch of rows into the books before any of its samples can arrive; give those still to be loaded.
+
+    Of rows that name the same source that is the first.
+
+    Args:
+        most: At how many samples to stop.
+    """
+    sample_numbers = SampleNumbers()
     for batch in reader.batches():
-        rows = batch if most is None else batch[: most - num_rows]
-        if not rows or is_full():
+        numbers = sample_numbers.of(batch)
+        num_rows = len(batch) if most is None else np.count_nonzero(np.maximum.accumulate(numbers) < most)
+        rows, numbers = batch[:num_rows], numbers[:num_rows]
+        if is_full():
             return
-        num_rows += len(rows)
-        writer.add_rows(rows)
-        to_load = [row for row in rows if not writer.is_done(row.index)]
+        firsts = first_rows(rows, numbers, writer.num_unique)
+        writer.add_rows(rows, numbers)
+        to_load = [row for row in firsts if not writer.is_done(row.index)]
         bar.update(len(rows) - len(to_load))
         yield to_load
+        if num_rows < len(batch):
+            return
 
 
 @contextmanager

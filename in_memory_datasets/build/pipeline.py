@@ -13,12 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
+from typing_extensions import Self
 
 from in_memory_datasets.build.mixture import make_sample
 from in_memory_datasets.build.request import LoadRequest
@@ -26,6 +27,7 @@ from in_memory_datasets.errors import SampleError
 from in_memory_datasets.fetch import Fetched, Fetcher
 from in_memory_datasets.memory import MemoryWatch
 from in_memory_datasets.schema import Failure, LimitedBy, Row
+from in_memory_datasets.store import Placed
 
 # Enough that no thread runs dry while one that reads rows or waits for the network has its turn.
 _MAX_INLINE_PER_THREAD, _MAX_FETCHED_PER_THREAD = 8, 16
@@ -37,8 +39,7 @@ class Outcome:
 
     Attributes:
         slot: Its number.
-        checksum: Of what was put.
-        nbytes: How large that is.
+        placed: Where its sample was put; None for a failure.
         bytes_fetched: Encoded bytes that were read for it.
         fetch_seconds: What the attempt that brought them took, without the wait for its turn.
         decode_seconds: To make what was put out of them.
@@ -48,8 +49,7 @@ class Outcome:
     """
 
     slot: int
-    checksum: int = 0
-    nbytes: int = 0
+    placed: Placed | None = None
     bytes_fetched: int = 0
     fetch_seconds: float = 0.0
     decode_seconds: float = 0.0
@@ -58,70 +58,60 @@ class Outcome:
     failure: Failure | None = None
 
 
+Put = Callable[[int, NDArray[Any], int], Placed]
+
+
+class Workshop(Protocol):
+    """Where samples are made: what `run` hands rows to; a context manager, which ends what is under way.
+
+    Attributes:
+        done: What became of them, in any order; an exception ends the run.
+    """
+
+    done: SimpleQueue[Outcome | BaseException]
+
+    def begin(self, row: Row) -> None:
+        """Begin with a row that has a source."""
+
+    def flush(self) -> None:
+        """Take note that whoever begins is about to wait."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+
 def run(
     batches: Iterator[list[Row]],
-    put: Callable[[int, NDArray[Any], int], int],
+    workshop: Workshop,
     request: LoadRequest,
     *,
-    is_encoded: Callable[[int], bool],
     low_memory: Callable[[int, LimitedBy], BaseException] | None = None,
 ) -> Iterator[Outcome]:
     """Fetch, decode and put every row; give the outcomes as they come.
 
     Args:
-        put: Takes a slot, what is kept of its sample, and of an encoded clip the frames it decodes to; gives a
-            checksum. Called in several threads.
-        is_encoded: Tells whether the sample of a slot is kept encoded.
         low_memory: Says what to raise when hardly any memory is left; None for a run that does not fill it.
 
     An exception that is no sample's own ends the run. However it ends, everything under way is cancelled and released.
     """
-    num_threads = request.threads
-    done: SimpleQueue[Outcome | BaseException] = SimpleQueue()
-
-    def decode(row: Row, fetched: Fetched) -> None:
-        begun = written = time.monotonic()
-        outcome = Outcome(row.index, bytes_fetched=fetched.num_bytes, fetch_seconds=fetched.seconds, host=fetched.host)
-        try:
-            assert row.source is not None
-            name, encoded = row.source.name, is_encoded(row.index)
-            sample, num_frames = make_sample(fetched.data, spec=request.spec, name=name, encoded=encoded)
-            written = time.monotonic()
-            outcome.checksum, outcome.nbytes = put(row.index, sample, num_frames), sample.nbytes
-        except SampleError as error:
-            outcome.failure = _failure(row, error)
-            written = time.monotonic()
-        except BaseException as error:  # noqa: BLE001 - raised again by the calling thread
-            done.put(error)
-            return
-        finally:
-            fetched.release()
-        outcome.decode_seconds, outcome.write_seconds = written - begun, time.monotonic() - written
-        done.put(outcome)
-
-    def on_fetched(row: Row, result: Fetched | BaseException) -> None:
-        if isinstance(result, Fetched):
-            decoders.submit(row, result)
-        elif isinstance(result, SampleError):
-            done.put(Outcome(row.index, fetch_seconds=result.seconds, host=result.host, failure=_failure(row, result)))
-        elif not isinstance(result, CancelledError):
-            done.put(result)
+    # Rows whose bytes are still to be fetched may wait in numbers; inline ones hold their bytes while they wait.
+    max_fetching, max_inline = most_under_way(request), _MAX_INLINE_PER_THREAD * request.threads
+    num_under_way, done = 0, workshop.done
 
     def next_outcome() -> Outcome:
+        if done.empty():
+            workshop.flush()
         outcome = done.get()
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
 
-    # Rows whose bytes are still to be fetched may wait in numbers; inline ones hold their bytes while they wait.
-    max_fetching, max_inline = most_under_way(request), _MAX_INLINE_PER_THREAD * num_threads
-    num_under_way = 0
-    with (
-        nullcontext() if low_memory is None else MemoryWatch(lambda free, by: done.put(low_memory(free, by))),
-        _Decoders(num_threads, decode) as decoders,
-        Fetcher(request.fetch, is_backed_up=decoders.have_enough) as fetcher,
-    ):
-        decoders.on_idle = fetcher.hurry
+    with ExitStack() as resources:
+        if low_memory is not None:
+            watch: AbstractContextManager[object] = MemoryWatch(lambda free, by: done.put(low_memory(free, by)))
+            resources.enter_context(watch)
+        resources.enter_context(workshop)
         for row in itertools.chain.from_iterable(batches):
             if row.source is None:
                 error = row.error or SampleError(f"row {row.index} has no media", reason="empty")
@@ -131,7 +121,7 @@ def run(
             while num_under_way >= limit or not done.empty():
                 yield next_outcome()
                 num_under_way -= 1
-            fetcher.begin(row.source, functools.partial(on_fetched, row))
+            workshop.begin(row)
             num_under_way += 1
         for _ in range(num_under_way):
             yield next_outcome()
@@ -142,57 +132,100 @@ def most_under_way(request: LoadRequest) -> int:
     return 2 * request.fetch.concurrency + 4 * request.threads
 
 
-class _Decoders:
-    """Threads that decode what was fetched, in that order; a context manager.
+class Threads:
+    """A workshop in this process: one thread for the network, a few for files, and those that decode.
 
-    A plain queue, since an executor's futures cost as much as all else around a decode.
-
-    Attributes:
-        on_idle: Called when a thread finds nothing to do.
+    Args:
+        put: Takes a slot, what is kept of its sample, and of an encoded clip the frames it decodes to; says where it
+            lies. Called in several threads.
+        is_encoded: Tells whether the sample of a slot is kept encoded.
+        max_buffered_bytes: As of `Fetcher`.
     """
 
-    def __init__(self, num_threads: int, decode: Callable[[Row, Fetched], None]) -> None:
-        self.on_idle: Callable[[], None] = lambda: None
-        self._decode = decode
-        self._queue: SimpleQueue[tuple[Row, Fetched] | None] = SimpleQueue()
-        self._enough = _MAX_FETCHED_PER_THREAD * num_threads
+    def __init__(
+        self,
+        put: Put,
+        request: LoadRequest,
+        *,
+        is_encoded: Callable[[int], bool],
+        max_buffered_bytes: int = 128 * 2**20,
+    ) -> None:
+        self.done: SimpleQueue[Outcome | BaseException] = SimpleQueue()
+        self._put, self._request, self._is_encoded = put, request, is_encoded
+        # A plain queue, since an executor's futures cost as much as all else around a decode.
+        self._fetched: SimpleQueue[tuple[Row, Fetched] | None] = SimpleQueue()
+        self._enough = _MAX_FETCHED_PER_THREAD * request.threads
         self._is_closing = False
-        self._threads: list[threading.Thread] = [
+        self._fetcher = Fetcher(request.fetch, max_buffered_bytes=max_buffered_bytes, is_backed_up=self._has_enough)
+        self._threads = [
             threading.Thread(target=self._work, name=f"in-memory-datasets-decode-{number}")
-            for number in range(num_threads)
+            for number in range(request.threads)
         ]
 
-    def submit(self, row: Row, fetched: Fetched) -> None:
-        """Have one source decoded; released at once when all is at an end. From any thread."""
-        self._queue.put((row, fetched))
+    def begin(self, row: Row) -> None:
+        """Begin with a row that has a source."""
+        assert row.source is not None
+        self._fetcher.begin(row.source, functools.partial(self._take, row))
 
-    def have_enough(self) -> bool:
-        """Tell whether what waits to be decoded will last for a while."""
-        return self._queue.qsize() >= self._enough
+    def flush(self) -> None:
+        """Do nothing: what was begun is under way."""
+
+    def _take(self, row: Row, result: Fetched | BaseException) -> None:
+        if isinstance(result, Fetched):
+            self._fetched.put((row, result))
+        elif isinstance(result, SampleError):
+            seconds, failure = result.seconds, _failure(row, result)
+            self.done.put(Outcome(row.index, fetch_seconds=seconds, host=failure.host, failure=failure))
+        elif not isinstance(result, CancelledError):
+            self.done.put(result)
+
+    def _has_enough(self) -> bool:
+        return self._fetched.qsize() >= self._enough
 
     def _work(self) -> None:
         while True:
-            if self._queue.empty():
-                self.on_idle()
-            job = self._queue.get()
+            if self._fetched.empty():
+                self._fetcher.hurry()
+            job = self._fetched.get()
             if job is None:
                 return
-            if self._is_closing:
-                job[1].release()
-            else:
-                self._decode(*job)
-            del job  # an idle thread keeps no body alive
+            row, fetched = job
+            try:
+                if not self._is_closing:
+                    self.done.put(self._make(row, fetched))
+            except BaseException as error:  # noqa: BLE001 - raised again by whoever runs this
+                self.done.put(error)
+            finally:
+                fetched.release()
+            del job, row, fetched  # an idle thread keeps no body alive
 
-    def __enter__(self) -> _Decoders:
+    def _make(self, row: Row, fetched: Fetched) -> Outcome:
+        """Decode one sample and put it in its place."""
+        assert row.source is not None
+        outcome = Outcome(row.index, None, fetched.num_bytes, fetched.seconds, host=fetched.host)
+        name, encoded, begun = row.source.name, self._is_encoded(row.index), time.monotonic()
+        try:
+            sample, num_frames = make_sample(fetched.data, spec=self._request.spec, name=name, encoded=encoded)
+        except SampleError as error:
+            outcome.failure = _failure(row, error)
+            outcome.decode_seconds = time.monotonic() - begun
+            return outcome
+        made = time.monotonic()
+        outcome.placed = self._put(row.index, sample, num_frames)
+        outcome.decode_seconds, outcome.write_seconds = made - begun, time.monotonic() - made
+        return outcome
+
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Let running work end, drop what has not begun, and join the threads."""
+        """Let decodes that run end, drop what has not begun, and join the threads."""
         self._is_closing = True
+        self._fetcher.close()
         for _ in self._threads:
-            self._queue.put(None)
+            self._fetched.put(None)
         for thread in self._threads:
             thread.join()
 

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from in_memory_datasets.build.pipeline import Outcome, run
+from in_memory_datasets.build.bars import progress_bar
+from in_memory_datasets.build.duplicates import count_samples
+from in_memory_datasets.build.pipeline import Outcome, Threads, run
 from in_memory_datasets.build.request import LoadRequest
 from in_memory_datasets.decode import check_flac_rate
 from in_memory_datasets.errors import ConfigError
 from in_memory_datasets.memory import plan_memory
 from in_memory_datasets.schema import AudioSpec, FetchOptions, ImageSpec, MemoryPlan, Row, TierPlan, parse_bytes
-from in_memory_datasets.store import HEADER_BYTES, TableWriter
+from in_memory_datasets.store import HEADER_BYTES, Placed, TableWriter, lockable_bytes
 
 MAX_PROBE = 64
 """The most samples that a plan fetches."""
@@ -76,12 +78,14 @@ class Probe:
         return num_samples * max(self.fetch_seconds / at_once, self.decode_seconds / num_threads)
 
 
-def plan(request: LoadRequest, *, probe: int = 0) -> MemoryPlan:
+def plan(request: LoadRequest, *, probe: int = 0, num_unique: int | None = None) -> MemoryPlan:
     """Compute what a load would take.
 
     Args:
         probe: How many of the first samples to fetch and decode, for the sizes that are not known without and for the
             time it takes; at most `MAX_PROBE`.
+        num_unique: How many samples the rows have, where that was counted; that is then what the plan counts. None
+            takes a sample for each row, which is too much where rows repeat a source.
 
     Raises:
         ConfigError: `probe` is out of range, or the rows can be read only once.
@@ -101,6 +105,8 @@ def plan(request: LoadRequest, *, probe: int = 0) -> MemoryPlan:
     probed = _probe(request, probe) if probe else None
     sizes = _sizes(request.spec, rows, probed)
     num_rows = reader.num_rows if reader.num_rows is not None else reader.max_rows
+    if num_unique and num_rows:
+        num_rows, row_bytes = num_unique, row_bytes * num_rows / num_unique
     plans = {
         name: plan_memory(
             num_samples=num_rows,
@@ -230,11 +236,12 @@ def _probe(request: LoadRequest, num_samples: int) -> Probe | None:
     encoded = isinstance(request.spec, ImageSpec) or _has_flac(request.spec)
     kept: list[tuple[int, int]] = []
 
-    def measure(slot: int, sample: NDArray[Any], num_frames: int) -> int:
+    def measure(slot: int, sample: NDArray[Any], num_frames: int) -> Placed:
         kept.append((sample.nbytes, num_frames if encoded else sample.size))
-        return 0
+        return Placed(0, sample.nbytes, num_frames, 0)
 
-    outcomes: list[Outcome] = list(run(iter([rows]), measure, request, is_encoded=lambda slot: encoded))
+    workshop = Threads(measure, request, is_encoded=lambda slot: encoded)
+    outcomes: list[Outcome] = list(run(iter([rows]), workshop, request))
     if not outcomes:
         return None
     decoded = [outcome.decode_seconds for outcome in outcomes if outcome.failure is None]
@@ -259,6 +266,25 @@ def is_surely_too_large(request: LoadRequest, expected: MemoryPlan) -> bool:
     if request.storage == "decoded":
         return True
     return not expected.is_upper_bound and expected.bytes_needed > _FAR_OFF * expected.bytes_available
+
+
+def plan_without_repeats(request: LoadRequest, expected: MemoryPlan) -> MemoryPlan:
+    """Plan anew, with the samples counted, where a load would be refused for a plan that takes one for each row.
+
+    Cost: nothing where it would not be refused; else reads the rows, up to as many samples as do not fit.
+    """
+    if not request.rows.random_access or not expected.num_samples or expected.bytes_needed is None:
+        return expected
+    limit = expected.bytes_available if is_surely_too_large(request, expected) else expected.bytes_needed
+    lockable = lockable_bytes() if request.lock_memory and not expected.is_upper_bound else None
+    if lockable is not None:
+        limit = min(limit, lockable)
+    if expected.bytes_needed <= limit:
+        return expected
+    most = int(expected.num_samples * _FAR_OFF * limit / expected.bytes_needed)
+    with progress_bar(request.progress, expected.num_samples, "Looking for repeats", unit="row") as bar:
+        num_unique = count_samples(request.rows.batches(), most=most, on_progress=bar.update)
+    return plan(request, num_unique=num_unique) if num_unique <= most else expected
 
 
 def ways_out(request: LoadRequest) -> str:

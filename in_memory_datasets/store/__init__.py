@@ -5,9 +5,11 @@ from in_memory_datasets.store.attach import attach_or_build, locked
 from in_memory_datasets.store.block import Block
 from in_memory_datasets.store.layout import HEADER_BYTES
 from in_memory_datasets.store.manifest import spec_to_json
+from in_memory_datasets.store.opening import open_store
+from in_memory_datasets.store.places import Placed, Places
 from in_memory_datasets.store.ranks import share_store
 from in_memory_datasets.store.residency import bring_in, count_resident, lock, lockable_bytes
-from in_memory_datasets.store.store import Store, open_store, save_store
+from in_memory_datasets.store.store import Store, save_store
 from in_memory_datasets.store.table import FAILED, LOADED, RowTable, TableWriter
 from in_memory_datasets.store.writer import Promotion, StoreWriter
 
@@ -16,6 +18,8 @@ __all__ = [
     "HEADER_BYTES",
     "LOADED",
     "Block",
+    "Placed",
+    "Places",
     "Promotion",
     "RowTable",
     "Store",

@@ -17,7 +17,8 @@ from filelock import FileLock, Timeout
 from in_memory_datasets.errors import StoreError
 from in_memory_datasets.store.journal import num_journaled
 from in_memory_datasets.store.manifest import MANIFEST
-from in_memory_datasets.store.store import Store, open_store
+from in_memory_datasets.store.opening import open_store
+from in_memory_datasets.store.store import Store
 
 _LOCAL_DISK = "take a cache_dir on a local disk; or save() the dataset there, and let others load() it"
 _LOOK_SECONDS = 0.2  # between two looks at how far the builder is

@@ -222,13 +222,11 @@ class Spool:
         self._lock = threading.Lock()
         self._pages: mmap.mmap | None = None
 
-    def append(self, data: Any) -> int:
-        """Write one sample and return where it starts. Thread-safe."""
-        num_bytes = memoryview(data).nbytes
+    def allocate(self, num_bytes: int) -> int:
+        """Give where the next sample may lie. Thread-safe."""
         with self._lock:
             start = self._end
             self._end += -(-num_bytes // PAGE_BYTES) * PAGE_BYTES
-        self.block.write(data, start)
         return start
 
     def read(self, start: int, num_bytes: int) -> memoryview:

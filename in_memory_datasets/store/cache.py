@@ -26,7 +26,7 @@ from in_memory_datasets.schema import AudioSpec, ImageSpec, format_bytes, parse_
 from in_memory_datasets.store.attach import is_in_use, locked
 from in_memory_datasets.store.journal import num_journaled
 from in_memory_datasets.store.manifest import MANIFEST, read_manifest
-from in_memory_datasets.store.store import open_store
+from in_memory_datasets.store.opening import open_store
 
 CacheDir = str | os.PathLike[str] | Literal[True]
 

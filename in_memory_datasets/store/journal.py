@@ -1,7 +1,8 @@
 """What is done of a store that is being built in a directory, so that the next process can go on from there.
 
 A record is appended when a sample's bytes are in place. It is believed only when those bytes have its checksum, so
-that neither a half-written record nor one that reached the disk before its sample does harm.
+that neither a half-written record nor one that reached the disk before its sample does harm. It
+names the first row that has the sample.
 """
 
 from __future__ import annotations

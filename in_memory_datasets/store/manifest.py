@@ -17,7 +17,7 @@ from typing import Any
 import xxhash
 
 from in_memory_datasets.errors import ConfigError, StoreError
-from in_memory_datasets.schema import FORMAT_VERSION, AudioSpec, ImageSpec
+from in_memory_datasets.schema import FORMAT_VERSION, VERSION_OF_REPEATS, AudioSpec, ImageSpec
 
 FORMAT_NAME = "in-memory-datasets"
 MANIFEST = "manifest.json"
@@ -47,17 +47,19 @@ def make_manifest(
     checksums: Mapping[str, str],
     *,
     replacing: Manifest | None = None,
+    has_repeats: bool = False,
 ) -> bytes:
     """Write down what a directory is, once it is complete.
 
     Args:
         replacing: The state whose files are about to be replaced: until they are, theirs are as good as the new ones,
             so that there is no moment at which the directory would be refused.
+        has_repeats: Whether rows share samples, which the first version does not know.
     """
     older = {} if replacing is None else replacing.checksums
     manifest = {
         "format": FORMAT_NAME,
-        "version": FORMAT_VERSION,
+        "version": VERSION_OF_REPEATS if has_repeats else FORMAT_VERSION,
         **spec_to_json(spec),
         "num_samples": num_samples,
         "complete": True,
@@ -105,10 +107,10 @@ def parse_manifest(text: bytes, directory: str) -> Manifest:
         raise StoreError(f"{path} is damaged ({error}); delete the directory and load again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT_NAME:
         raise StoreError(f"{path} does not describe a dataset of this library")
-    if manifest.get("version") != FORMAT_VERSION:
+    if manifest.get("version") not in (FORMAT_VERSION, VERSION_OF_REPEATS):
         raise StoreError(
-            f"{directory}: format version {manifest.get('version')!r}, this library reads {FORMAT_VERSION}; "
-            "install the version that wrote it, or delete it and load again"
+            f"{directory}: format version {manifest.get('version')!r}, this library reads {FORMAT_VERSION} and "
+            f"{VERSION_OF_REPEATS}; install the version that wrote it, or delete it and load again"
         )
     for order, where in ((manifest.get("byteorder", "little"), path), (sys.byteorder, "this machine")):
         if order != "little":

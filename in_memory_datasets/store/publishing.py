@@ -26,7 +26,8 @@ from in_memory_datasets.schema import format_bytes, strip_credentials
 from in_memory_datasets.store.attach import attach_or_build
 from in_memory_datasets.store.block import Block
 from in_memory_datasets.store.manifest import MANIFEST, Manifest, parse_manifest, write_manifest
-from in_memory_datasets.store.store import ROWS, SAMPLES, Store, compare_places, compare_rows, open_store
+from in_memory_datasets.store.opening import compare_places, compare_rows, open_store
+from in_memory_datasets.store.store import ROWS, SAMPLES, Store
 
 OnProgress = Callable[[int], object]
 OnDownload = Callable[[int], OnProgress]

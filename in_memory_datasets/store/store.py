@@ -4,7 +4,10 @@ In memory and on disk the bytes are the same, so that saving is a copy and loadi
 
     manifest.json          format version, modality, spec, counts; written last, so its presence says "complete"
     samples.safetensors    pictures or clips, decoded or encoded, see `layout`
-    rows.arrow             one row per sample, see `table`
+    rows.arrow             the rows, see `table`
+
+A row is named by its slot, which is its number in the dataset that was loaded; a sample by its number among the U that
+are stored. They are the same where no row repeats another's source.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ import fcntl
 import math
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,8 @@ from numpy.typing import NDArray
 from in_memory_datasets.errors import StoreError
 from in_memory_datasets.schema import AudioSpec, ImageSpec, LoadReport, count_reasons
 from in_memory_datasets.store.block import CLOSED, Block
-from in_memory_datasets.store.layout import HEADER_BYTES, check_arrays, map_arrays
-from in_memory_datasets.store.manifest import MANIFEST, Manifest, digest, make_manifest, read_manifest, write_manifest
+from in_memory_datasets.store.layout import check_arrays, map_arrays
+from in_memory_datasets.store.manifest import MANIFEST, Manifest, digest, make_manifest, write_manifest
 from in_memory_datasets.store.table import LOADED, RowTable
 
 SAMPLES, ROWS = "samples.safetensors", "rows.arrow"
@@ -48,9 +50,9 @@ class Store:
         images: uint8, shape (D, H, W, 3), read-only: the decoded samples, the first ones. Of an audio store, and where
             all are encoded, None.
         frames: float32 or int16, shape (offsets[D],), read-only: likewise, of clips.
-        offsets: int64, shape (N + 1,): clip i has the frames offsets[i]:offsets[i + 1]; of an image store None.
+        offsets: int64, shape (U + 1,): clip i has the frames offsets[i]:offsets[i + 1]; of an image store None.
         encoded: uint8, read-only: the encoded samples, end to end; None where all are decoded.
-        encoded_offsets: int64, shape (N - D + 1,): where in `encoded` sample D + i begins, and the one behind it.
+        encoded_offsets: int64, shape (U - D + 1,): where in `encoded` sample D + i begins, and the one behind it.
         num_decoded: D.
 
     Raises:
@@ -76,7 +78,7 @@ class Store:
         num_media = sum(array.nbytes for name, array in arrays.items() if name in ("images", "frames", "encoded"))
         self._start_of_media = samples.nbytes - num_media
         samples.will_need(0, self._start_of_media)
-        self.num_decoded = check_arrays(spec, self.table.num_rows, arrays)
+        self.num_decoded = check_arrays(spec, self.table.num_unique, arrays)
         self.images, self.frames, self.offsets = (arrays.get(name) for name in ("images", "frames", "offsets"))
         self.encoded, self.encoded_offsets = arrays.get("encoded"), arrays.get("encoded_offsets")
 
@@ -116,8 +118,13 @@ class Store:
 
     @property
     def num_samples(self) -> int:
-        """Count the samples, failed ones included."""
+        """Count the rows, failed ones included."""
         return self.table.num_rows
+
+    @property
+    def num_unique(self) -> int:
+        """Count the samples that the rows have."""
+        return self.table.num_unique
 
     @property
     def nbytes(self) -> int:
@@ -125,73 +132,82 @@ class Store:
         return self.samples.nbytes + self.rows.nbytes
 
     def sample(self, slot: int) -> NDArray[Any]:
+        """Give the sample of a row as it lies, see `sample_at`."""
+        return self.sample_at(self.table.number_of(slot))
+
+    def sample_at(self, number: int) -> NDArray[Any]:
         """Give one sample as it lies, read-only: (H, W, 3), (num_frames,), or the bytes of an encoded one."""
-        if slot >= self.num_decoded:
+        if number >= self.num_decoded:
             assert self.encoded is not None
             assert self.encoded_offsets is not None
-            start, stop = self.encoded_offsets[slot - self.num_decoded : slot - self.num_decoded + 2]
+            start, stop = self.encoded_offsets[number - self.num_decoded : number - self.num_decoded + 2]
             return self.encoded[start:stop]
         if self.images is not None:
-            image: NDArray[Any] = self.images[slot]
+            image: NDArray[Any] = self.images[number]
             return image
         assert self.frames is not None
         assert self.offsets is not None
-        return self.frames[self.offsets[slot] : self.offsets[slot + 1]]
+        return self.frames[self.offsets[number] : self.offsets[number + 1]]
 
     def places_digest(self) -> str:
         """Digest what samples.safetensors says of where in it what lies."""
         return digest(self.samples.view()[: self._start_of_media])
 
-    def read_encoded(self, slot: int) -> bytes:
+    def read_encoded(self, number: int) -> bytes:
         """Copy the bytes of an encoded sample out of the store, from the disk if need be. Thread-safe.
 
         Raises:
             StoreError: The file was cut short.
             OSError: The disk cannot be read.
         """
-        start, num_bytes = self._place(slot)
+        start, num_bytes = self._place(number)
         data = self.samples.read(start, num_bytes)
         if len(data) != num_bytes:
             self.refuse_if_cut_short()
-            raise StoreError(f"sample {slot}: {num_bytes:,} bytes expected, got {len(data):,}; load again")
+            raise StoreError(f"sample {number}: {num_bytes:,} bytes expected, got {len(data):,}; load again")
         return data
 
-    def will_need(self, slots: NDArray[np.int64]) -> None:
+    def will_need(self, numbers: NDArray[np.int64]) -> None:
         """Have the kernel read samples from the disk, all at once and nothing else, before they are asked for.
 
         That is how reads overlap: with half of a dataset on the disk it took a third of the time (measured).
         """
-        for slot in slots.tolist():
-            self.samples.will_need(*self._place(slot))
+        for number in numbers.tolist():
+            self.samples.will_need(*self._place(number))
 
-    def _place(self, slot: int) -> tuple[int, int]:
-        """Give where in samples.safetensors the sample of a slot begins, and how many bytes it has."""
-        if slot >= self.num_decoded:
+    def _place(self, number: int) -> tuple[int, int]:
+        """Give where in samples.safetensors a sample begins, and how many bytes it has."""
+        if number >= self.num_decoded:
             assert self.encoded is not None
             assert self.encoded_offsets is not None
-            start, stop = self.encoded_offsets[slot - self.num_decoded : slot - self.num_decoded + 2].tolist()
+            start, stop = self.encoded_offsets[number - self.num_decoded : number - self.num_decoded + 2].tolist()
             return self._num_bytes[0] - self.encoded.nbytes + start, stop - start
         if self.images is not None:
             num_bytes = math.prod(self.images.shape[1:])
-            return self._start_of_media + slot * num_bytes, num_bytes
+            return self._start_of_media + number * num_bytes, num_bytes
         assert self.frames is not None
         assert self.offsets is not None
-        start, stop = (self.offsets[slot : slot + 2] * self.frames.itemsize).tolist()
+        start, stop = (self.offsets[number : number + 2] * self.frames.itemsize).tolist()
         return self._start_of_media + start, stop - start
 
     def manifest(self, *, replacing: Manifest | None = None) -> bytes:
         """Write down what this store is; see `make_manifest`."""
         checksums = {"rows": digest(self.rows.view()), "places": self.places_digest()}
-        return make_manifest(self.spec, self.num_samples, checksums, replacing=replacing)
+        return make_manifest(
+            self.spec, self.num_samples, checksums, replacing=replacing, has_repeats=self.table.samples is not None
+        )
 
     def verify(self) -> list[int]:
         """Compare every loaded sample with its checksum and list the slots that differ. Cost: one read of all."""
         table = self.table
-        return [
-            slot
-            for slot in np.flatnonzero(table.status == LOADED).tolist()
-            if checksum(self.sample(slot)) != table.checksum[slot]
-        ]
+        status, expected, firsts = table.status, table.checksum, table.first_slots()
+        if firsts is not None:
+            status, expected = status[firsts], expected[firsts]
+        is_bad = np.zeros(len(status), np.bool_)
+        for number in np.flatnonzero(status == LOADED).tolist():
+            is_bad[number] = checksum(self.sample_at(number)) != expected[number]
+        bad: list[int] = np.flatnonzero(is_bad if table.samples is None else is_bad[table.samples]).tolist()
+        return bad
 
     def report(self, *, seconds: float, bytes_fetched: int, bytes_available: int | None = None) -> LoadReport:
         """Sum up the load that made, or now opened, this store.
@@ -200,11 +216,11 @@ class Store:
             bytes_available: The memory there is for it; None where all of it lies there.
         """
         table, failures = self.table, self.table.failures()
-        loaded = np.flatnonzero(table.status == LOADED)
+        loaded = table.sample_of(np.flatnonzero(table.status == LOADED))
         num_decoded = int(np.count_nonzero(loaded < self.num_decoded))
         num_on_disk = 0
         if bytes_available is not None:
-            num_on_disk = int(np.count_nonzero(loaded >= self.num_slots_in(bytes_available)))
+            num_on_disk = int(np.count_nonzero(loaded >= self.num_samples_in(bytes_available)))
         num_encoded = len(loaded) - num_decoded
         return LoadReport(
             num_samples=table.num_rows,
@@ -219,15 +235,16 @@ class Store:
             num_decoded=max(0, num_decoded - max(0, num_on_disk - num_encoded)),
             num_encoded=max(0, num_encoded - num_on_disk),
             num_on_disk=num_on_disk,
+            num_unique=table.num_unique,
         )
 
-    def num_slots_in(self, num_bytes: int) -> int:
-        """Count the slots, from the front, that have room in so many bytes, beside the rows."""
+    def num_samples_in(self, num_bytes: int) -> int:
+        """Count the samples, from the front, that have room in so many bytes, beside the rows."""
         ends = self._ends()
         return int(np.searchsorted(ends, num_bytes - self.rows.nbytes, side="right"))
 
     def _ends(self) -> NDArray[np.int64]:
-        """Give where the sample of each slot ends in samples.safetensors, int64 (N,)."""
+        """Give where each sample ends in samples.safetensors, int64 (U,)."""
         first = self._start_of_media
         if self.offsets is None:
             image_bytes = 0 if self.images is None else math.prod(self.images.shape[1:])
@@ -310,91 +327,3 @@ def save_store(
     for name in (SAMPLES, ROWS):
         os.replace(target / f"{name}.partial", target / name)
     write_manifest(target, store.manifest())
-
-
-def open_store(directory: str | os.PathLike[str]) -> Store:
-    """Map a store that lies in a directory; nothing is read but its rows.
-
-    Raises:
-        StoreError: There is no complete store, it is of another version, or its files are short or altered.
-    """
-    place = Path(directory)
-    manifest = read_manifest(place)
-    try:
-        with ExitStack() as opened:
-            samples, rows = (opened.enter_context(Block.open(place / name)) for name in (SAMPLES, ROWS))
-            for name, block in ((SAMPLES, samples), (ROWS, rows)):
-                if not block.nbytes:
-                    raise StoreError(f"{place / name} is empty; delete the directory and load again")
-            samples.will_need(0, HEADER_BYTES)  # and no megabytes around it; the rows, which are all read, at once
-            rows.will_need(0, rows.nbytes)
-            intact = compare_rows(rows, manifest)
-            store = Store(manifest.spec, samples=samples, rows=rows, directory=place, intact=intact)
-            compare_places(store, manifest)
-            _refuse_swapped_samples(store)
-            store.hold()
-            opened.pop_all()  # they are the store's now
-    except FileNotFoundError as error:
-        raise StoreError(f"{error.filename} is missing; delete the directory and load again") from error
-    except StoreError as error:
-        raise StoreError(str(error) if str(place) in str(error) else f"{place}: {error}") from error
-    except OSError as error:
-        raise StoreError(f"{place} cannot be mapped into memory: {error.strerror}; copy it to a local disk") from error
-    return store
-
-
-def compare_rows(rows: Block, manifest: Manifest) -> bool:
-    """Compare rows.arrow with what a manifest says of it, and tell whether that says anything.
-
-    Raises:
-        StoreError: They differ.
-    """
-    if "rows" not in manifest.checksums:
-        return False
-    _compare(ROWS, digest(rows.view()), manifest.checksums["rows"])
-    return True
-
-
-def compare_places(store: Store, manifest: Manifest) -> None:
-    """Compare the number of samples, and where they lie, with what a manifest says.
-
-    Raises:
-        StoreError: They differ.
-    """
-    if store.num_samples != manifest.num_samples:
-        raise StoreError(f"{ROWS} has {store.num_samples} rows, expected {manifest.num_samples!r}")
-    if "places" in manifest.checksums:
-        _compare(f"the beginning of {SAMPLES}", store.places_digest(), manifest.checksums["places"])
-
-
-def _compare(what: str, found: str, expected: list[str]) -> None:
-    if found not in expected:
-        raise StoreError(
-            f"{what} differs from its checksum ({found}, expected {' or '.join(expected)}): it was altered, or belongs "
-            "to another dataset; delete the directory and load again"
-        )
-
-
-def _refuse_swapped_samples(store: Store) -> None:
-    """Look at three samples: where all differ from their checksums, the file is that of another dataset.
-
-    One that is altered is no reason to refuse the others: `verify` finds it, and loading it again mends it.
-    """
-    table = store.table
-    is_loaded = table.status == LOADED
-    if not is_loaded.any():
-        return
-    # The first one, the next from the middle on, and the last: a list of all 100,000 took 0.3 ms more.
-    middle, last = len(is_loaded) // 2, len(is_loaded) - 1
-    found = is_loaded.argmax(), middle + is_loaded[middle:].argmax(), last - is_loaded[::-1].argmax()
-    slots = sorted({int(slot) for slot in found if is_loaded[slot]})  # the second half may have none
-
-    def is_altered(slot: int) -> bool:
-        store.will_need(np.array([slot]))  # or the kernel reads megabytes around it
-        return checksum(store.sample(slot)) != int(table.checksum[slot])
-
-    if len(slots) > 1 and all(is_altered(slot) for slot in slots):
-        raise StoreError(
-            f"{SAMPLES} belongs to another dataset: samples {slots} all differ from their checksums; put back the file "
-            "that was saved, or delete the directory and load again"
-        )

@@ -1,4 +1,4 @@
-"""The bytes of rows.arrow: one row per sample, in one Arrow record batch, read in place.
+"""The bytes of rows.arrow: the rows in one Arrow record batch, read in place.
 
 captions   large_list<large_string>   in order, unaltered
 source     large_string               without credentials
@@ -8,6 +8,10 @@ reason     dictionary<int8, string>   of a failure
 detail     large_string               of a failure
 attempts   uint16                     of a failure
 checksum   uint64                     XXH3-64 of the sample's bytes; 0 where it has none
+sample     int64                      the number of the row's sample; there only if rows share samples
+
+Rows that name the same source share a sample, which lies in the store once. Samples are numbered in the order of the
+first rows that have them. Where no row repeats another, sample i is that of row i, and nothing says so.
 """
 
 from __future__ import annotations
@@ -38,14 +42,23 @@ _SCHEMA = pa.schema(
         ("checksum", pa.uint64()),
     ]
 )
+_SCHEMA_OF_REPEATS = _SCHEMA.append(pa.field("sample", pa.int64()))
 _TEXT = ["captions", "source"]
 
 
 @dataclass(slots=True)
 class TableWriter:
-    """Rows as they come, as flat arrays; one thread writes."""
+    """Rows as they come, as flat arrays; one thread writes.
+
+    What became of a sample is noted once, and is true of every row that has it, also of those that come later.
+
+    Attributes:
+        samples: The number of each row's sample; None as long as no two rows share one, and sample i is that of row i.
+        status: Of each sample, as all that follow.
+    """
 
     _chunks: list[Any] = field(default_factory=list)  # record batches of captions and source
+    samples: array[int] | None = None
     status: array[int] = field(default_factory=lambda: array("B"))
     stage: array[int] = field(default_factory=lambda: array("b"))
     reason: array[int] = field(default_factory=lambda: array("b"))
@@ -56,71 +69,127 @@ class TableWriter:
     @property
     def num_rows(self) -> int:
         """Count the rows so far."""
+        return len(self.status if self.samples is None else self.samples)
+
+    @property
+    def num_unique(self) -> int:
+        """Count the samples that they have."""
         return len(self.status)
 
-    def add(self, rows: Sequence[Row]) -> None:
-        """Append rows, in order, none of them loaded yet."""
+    @property
+    def num_loaded(self) -> int:
+        """Count the rows whose sample is loaded. Any thread may ask."""
+        if self.samples is None:
+            return self.status.count(LOADED)
+        return sum(self.status[number] == LOADED for number in self.samples)
+
+    def number_of(self, slot: int) -> int:
+        """Give the number of a row's sample. Any thread may ask."""
+        return slot if self.samples is None else self.samples[slot]
+
+    def add(self, rows: Sequence[Row], numbers: NDArray[np.int64] | None = None) -> None:
+        """Append rows, in order.
+
+        Args:
+            numbers: The number of each row's sample, int64: that of a sample which is there, or the next one. None
+                where every row has a sample of its own.
+        """
         captions = [row.captions for row in rows]
         sources = [_storable(row.source.label) if row.source else "" for row in rows]
         self._chunks.append(
             pa.record_batch([captions, sources], schema=pa.schema([_SCHEMA.field(name) for name in _TEXT]))
         )
-        for column in (self.status, self.stage, self.reason, self.attempts, self.checksum):
-            column.extend([0] * len(rows))
+        before = self.num_unique
+        own = np.arange(before, before + len(rows))
+        if numbers is None:
+            numbers = own
+        num_new = max(0, int(numbers.max(initial=-1)) + 1 - before)
+        if self.samples is None and not np.array_equal(numbers, own):
+            self.samples = array("q", range(before))
+        if self.samples is not None:
+            self.samples.frombytes(numbers.tobytes())
+        for column in self._columns:
+            column.extend([0] * num_new)
 
-    def loaded(self, slot: int, checksum: int) -> None:
-        """Note that the sample of `slot` is in its place."""
-        self.status[slot], self.checksum[slot] = LOADED, checksum
-        self.stage[slot] = self.reason[slot] = self.attempts[slot] = 0
-        self.details.pop(slot, None)
+    @property
+    def _columns(self) -> tuple[array[int], ...]:
+        return self.status, self.stage, self.reason, self.attempts, self.checksum
 
-    def failed(self, failure: Failure) -> None:
-        """Note why the sample of a row could not be loaded."""
-        slot = failure.index
-        self.status[slot], self.checksum[slot] = FAILED, 0
-        self.stage[slot], self.reason[slot] = STAGES.index(failure.stage), REASONS.index(failure.reason)
-        self.attempts[slot] = min(failure.attempts, 65_535)
-        self.details[slot] = _storable(failure.detail)
+    def loaded(self, number: int, checksum: int) -> None:
+        """Note that a sample is in its place."""
+        self.status[number], self.checksum[number] = LOADED, checksum
+        self.stage[number] = self.reason[number] = self.attempts[number] = 0
+        self.details.pop(number, None)
+
+    def failed(self, number: int, failure: Failure) -> None:
+        """Note why a sample could not be loaded."""
+        self.status[number], self.checksum[number] = FAILED, 0
+        self.stage[number], self.reason[number] = STAGES.index(failure.stage), REASONS.index(failure.reason)
+        self.attempts[number] = min(failure.attempts, 65_535)
+        self.details[number] = _storable(failure.detail)
+
+    def by_first_row(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Give what each sample has to the first row that has it, and 0 to the others, int64 (N,)."""
+        if self.samples is None:
+            return values
+        firsts = _first_slots(np.frombuffer(self.samples, np.int64))
+        by_row = np.zeros(self.num_rows, np.int64)
+        by_row[firsts] = values
+        return by_row
 
     def truncate(self, num_rows: int) -> None:
-        """Forget all rows but the first."""
+        """Forget all rows but the first, and the samples that none of these has."""
         kept, left = [], num_rows
         for chunk in self._chunks:
             kept.append(chunk.slice(0, left))
             left -= kept[-1].num_rows
         self._chunks = kept
-        for column in (self.status, self.stage, self.reason, self.attempts, self.checksum):
-            del column[num_rows:]
-        self.details = {slot: detail for slot, detail in self.details.items() if slot < num_rows}
+        num_unique = num_rows
+        if self.samples is not None:
+            del self.samples[num_rows:]
+            num_unique = max(self.samples, default=-1) + 1
+            if num_unique == num_rows:
+                self.samples = None
+        for column in self._columns:
+            del column[num_unique:]
+        self.details = {number: detail for number, detail in self.details.items() if number < num_unique}
 
     def to_buffer(self) -> Any:
         """Write the table as an Arrow IPC file into one buffer."""
-        num_rows = self.num_rows
-        numbers = {
-            "status": np.frombuffer(self.status, np.uint8),
-            "attempts": np.frombuffer(self.attempts, np.uint16),
-            "checksum": np.frombuffer(self.checksum, np.uint64),
+        schema = _SCHEMA if self.samples is None else _SCHEMA_OF_REPEATS
+        numbers = None if self.samples is None else np.frombuffer(self.samples, np.int64)
+
+        def by_row(column: array[int], dtype: type) -> NDArray[Any]:
+            values: NDArray[Any] = np.frombuffer(column, dtype)
+            return values if numbers is None else values[numbers]
+
+        columns = {
+            "status": pa.array(by_row(self.status, np.uint8)),
+            "attempts": pa.array(by_row(self.attempts, np.uint16)),
+            "checksum": pa.array(by_row(self.checksum, np.uint64)),
         }
-        codes = {
-            "stage": (np.frombuffer(self.stage, np.int8), STAGES),
-            "reason": (np.frombuffer(self.reason, np.int8), REASONS),
-        }
-        columns = {name: pa.array(values, _SCHEMA.field(name).type) for name, values in numbers.items()}
-        for name, (indices, words) in codes.items():
-            columns[name] = pa.DictionaryArray.from_arrays(pa.array(indices, pa.int8()), pa.array(words))
-        columns["detail"] = pa.array([self.details.get(slot, "") for slot in range(num_rows)], pa.large_string())
+        for name, codes, words in (("stage", self.stage, STAGES), ("reason", self.reason, REASONS)):
+            indices = pa.array(by_row(codes, np.int8))
+            columns[name] = pa.DictionaryArray.from_arrays(indices, pa.array(words))
+        order = range(self.num_rows) if self.samples is None else self.samples
+        columns["detail"] = pa.array([self.details.get(number, "") for number in order], pa.large_string())
+        if numbers is not None:
+            columns["sample"] = pa.array(numbers)
         for name in _TEXT:
             chunks = [chunk.column(name) for chunk in self._chunks]
             columns[name] = pa.concat_arrays(chunks) if chunks else pa.array([], _SCHEMA.field(name).type)
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, _SCHEMA) as file:
-            file.write_batch(pa.record_batch([columns[name] for name in _SCHEMA.names], schema=_SCHEMA))
+        with pa.ipc.new_file(sink, schema) as file:
+            file.write_batch(pa.record_batch([columns[name] for name in schema.names], schema=schema))
         return sink.getvalue()
 
     @classmethod
     def from_table(cls, table: RowTable) -> TableWriter:
         """Take over the rows of a finished table, to alter some."""
         writer = cls([table.batch.select(_TEXT)])
+        firsts = table.first_slots()
+        if table.samples is not None:
+            writer.samples = array("q", table.samples.tobytes())
         for name, values in (
             ("status", table.status),
             ("stage", table.stage),
@@ -128,14 +197,22 @@ class TableWriter:
             ("attempts", table.attempts),
             ("checksum", table.checksum),
         ):
-            getattr(writer, name).frombytes(values.tobytes())
-        writer.details = {failure.index: failure.detail for failure in table.failures()}
+            getattr(writer, name).frombytes((values if firsts is None else values[firsts]).tobytes())
+        writer.details = {writer.number_of(failure.index): failure.detail for failure in table.failures()}
         return writer
 
 
 def _storable(text: str) -> str:
     """Write out what UTF-8 cannot hold, such as file names in another encoding."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _first_slots(samples: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Give where numbers that are given in ascending order stand for the first time."""
+    if not len(samples):
+        return samples
+    highest = np.maximum.accumulate(samples)
+    return np.flatnonzero(np.concatenate([[True], highest[1:] > highest[:-1]]))
 
 
 def _numbers(column: Any, dtype: type) -> NDArray[Any]:
@@ -161,13 +238,13 @@ class RowTable:
     def __init__(self, view: memoryview, *, intact: bool = False) -> None:
         try:
             file = pa.ipc.open_file(pa.py_buffer(view))
-            if file.schema != _SCHEMA or file.num_record_batches != 1:
+            if file.schema not in (_SCHEMA, _SCHEMA_OF_REPEATS) or file.num_record_batches != 1:
                 raise pa.ArrowInvalid(f"{file.num_record_batches} record batches of {file.schema.names}")
             self.batch = file.get_batch(0)
             self.batch.validate(full=not intact)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise StoreError(f"rows.arrow is damaged: {error}; delete the store and load again") from error
-        columns = {name: self.batch.column(name) for name in _SCHEMA.names}
+        columns = {name: self.batch.column(name) for name in self.batch.schema.names}
         if nulls := [name for name, column in columns.items() if column.null_count]:
             raise StoreError(f"rows.arrow is damaged: there are nulls in {nulls}; delete the store and load again")
         self.status: NDArray[np.uint8] = _numbers(columns["status"], np.uint8)
@@ -175,6 +252,10 @@ class RowTable:
         self.reason: NDArray[np.int8] = _numbers(columns["reason"].indices, np.int8)
         self.attempts: NDArray[np.uint16] = _numbers(columns["attempts"], np.uint16)
         self.checksum: NDArray[np.uint64] = _numbers(columns["checksum"], np.uint64)
+        self.samples: NDArray[np.int64] | None = None
+        if "sample" in columns:
+            self.samples = _numbers(columns["sample"], np.int64)
+            self._check_samples(self.samples, intact=intact)
         captions = columns["captions"]
         self._caption_of_slot: NDArray[np.int64] = _numbers(captions.offsets, np.int64)
         has_caption = self._caption_of_slot[1:] > self._caption_of_slot[:-1]
@@ -183,10 +264,40 @@ class RowTable:
         self._text_of_caption = np.frombuffer(offsets, np.int64) if offsets else np.zeros(1, np.int64)
         self._text = memoryview(text) if text else memoryview(b"")
 
+    def _check_samples(self, samples: NDArray[np.int64], *, intact: bool) -> None:
+        """Check that rows have samples that there are; unless it is known, also that they agree in what these are."""
+        self._num_unique = int(samples.max(initial=-1)) + 1
+        is_right = int(samples.min(initial=0)) >= 0 and self._num_unique <= len(samples)
+        if is_right and not intact:
+            firsts = _first_slots(samples)
+            # Numbered in the order of their first rows, so that each of these is the next number.
+            is_right = np.array_equal(samples[firsts], np.arange(self._num_unique)) and all(
+                np.array_equal(values, values[firsts][samples]) for values in (self.status, self.checksum)
+            )
+        if not is_right:
+            raise StoreError("rows.arrow is damaged: its samples are not numbered; delete the store and load again")
+
     @property
     def num_rows(self) -> int:
         """Count the rows."""
         return len(self.status)
+
+    @property
+    def num_unique(self) -> int:
+        """Count the samples that they have."""
+        return len(self.status) if self.samples is None else self._num_unique
+
+    def sample_of(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Give the number of each row's sample: where no row repeats another, `slots` as it is."""
+        return slots if self.samples is None else np.asarray(self.samples[slots])
+
+    def number_of(self, slot: int) -> int:
+        """Give the number of one row's sample."""
+        return slot if self.samples is None else int(self.samples[slot])
+
+    def first_slots(self) -> NDArray[np.int64] | None:
+        """Give the first row that has each sample, int64 (U,); None where sample i is that of row i. Cost: one pass."""
+        return None if self.samples is None else _first_slots(self.samples)
 
     @property
     def num_empty_captions(self) -> int:

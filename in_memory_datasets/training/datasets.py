@@ -251,12 +251,12 @@ class InMemoryImageTextDataset(InMemoryDataset[ImageServing]):
 
         Cost: one copy of B · H · W · 3 bytes.
         """
-        _, _, books = self._find_slots(indices)
-        books = books.to(self._device)
-        images = self._samples().images(books.indices)
-        if self._any_failed and not books.valid.all():
-            images[~books.valid] = PLACEHOLDER_GREY
-        return self._serving.batch(images, books)
+        numbers, _, books = self._find(indices)
+        there = books.to(self._device)
+        images = self._samples().images(there.indices if numbers is books.indices else numbers.to(self._device))
+        if self._any_failed and not there.valid.all():
+            images[~there.valid] = PLACEHOLDER_GREY
+        return self._serving.batch(images, there)
 
 
 class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
@@ -496,12 +496,13 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
 
         Cost: one copy of B · T · 4 bytes.
         """
-        slots, draws, books = self._find_slots(indices)
+        found, draws, books = self._find(indices)
+        numbers = found.numpy()
         media, serving, spec = self._samples(), self._serving, self._spec
         offsets = self._store.offsets
         assert offsets is not None
-        starts = offsets[slots]
-        starts, lengths = serving.cut(starts, offsets[slots + 1] - starts, draws, spec)
+        starts = offsets[numbers]
+        starts, lengths = serving.cut(starts, offsets[numbers + 1] - starts, draws, spec)
         if self._any_failed:
             failed = ~books.valid.numpy()
             starts[failed], lengths[failed] = -1, serving.placeholder_frames(spec)
@@ -529,9 +530,9 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
         """Frames of each sample as it is served, by position: int64, shape (len(dataset),)."""
         offsets, table = self._store.offsets, self._store.table
         assert offsets is not None
-        lengths = np.minimum(np.diff(offsets), self._serving.max_frames(self._spec))
-        lengths[table.status != LOADED] = self._serving.placeholder_frames(self._spec)
-        return np.asarray(lengths[self._slots])
+        lengths = np.minimum(np.diff(offsets), self._serving.max_frames(self._spec))[table.sample_of(self._slots)]
+        lengths[table.status[self._slots] != LOADED] = self._serving.placeholder_frames(self._spec)
+        return np.asarray(lengths)
 
     @property
     def sampling_rate(self) -> int:

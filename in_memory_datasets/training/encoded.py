@@ -45,25 +45,28 @@ class EncodedMedia:
             decoded = np.zeros(shape, np.uint8 if isinstance(spec, ImageSpec) else spec.dtype)
         return cls(store, HostMedia(decoded))
 
-    def images(self, slots: torch.Tensor) -> torch.Tensor:
+    def images(self, numbers: torch.Tensor) -> torch.Tensor:
         """Copy or decode images, (B, H, W, 3), into a buffer; what stands where a sample failed is not said.
+
+        Args:
+            numbers: Of the samples, int64 (B,), repeats allowed.
 
         Raises:
             StoreError: An encoded sample was altered.
         """
-        wanted, spec = slots.numpy(), self.store.spec
+        wanted, spec = numbers.numpy(), self.store.spec
         assert isinstance(spec, ImageSpec)
         if not (wanted >= self.store.num_decoded).any():
-            return self.decoded.images(slots)
+            return self.decoded.images(numbers)
         batch = self.decoded.empty((len(wanted), spec.image_size[1], spec.image_size[0], 3), torch.uint8)
         target, images = batch.numpy(), self.decoded.samples
 
-        def put(number: int) -> None:
-            slot = int(wanted[number])
-            if slot < self.store.num_decoded:
-                target[number] = images[slot]
-            elif data := self.store.read_encoded(slot):
-                target[number] = self._decode(slot, lambda: decode_image(data, spec=spec))
+        def put(place: int) -> None:
+            number = int(wanted[place])
+            if number < self.store.num_decoded:
+                target[place] = images[number]
+            elif data := self.store.read_encoded(number):
+                target[place] = self._decode(number, lambda: decode_image(data, spec=spec))
 
         self._share(put, wanted < self.store.num_decoded)
         return batch
@@ -86,26 +89,28 @@ class EncodedMedia:
         batch = self.decoded.empty((len(starts), num_frames), torch.float32)
         target, scale = batch.numpy(), np.float32(1 / 32_768)
         # Of clips without a frame, which share their place with the one behind them, none is asked for.
-        slots = np.searchsorted(offsets, starts, side="right") - 1
+        numbers = np.searchsorted(offsets, starts, side="right") - 1
 
-        def put(number: int) -> None:
-            slot, start, row = int(slots[number]), starts[number], target[number]
-            length = 0 if start < 0 else lengths[number]
-            if is_decoded[number]:
+        def put(place: int) -> None:
+            number, start, row = int(numbers[place]), starts[place], target[place]
+            length = 0 if start < 0 else lengths[place]
+            if is_decoded[place]:
                 frames = self.decoded.samples[max(0, start) : max(0, start) + length]
                 row[:length] = frames if frames.dtype == np.float32 else frames * scale
             elif length:
-                data, begin = self.store.read_encoded(slot), start - int(offsets[slot])
-                row[:length] = self._decode(slot, lambda: open_clip(data, spec=spec, start=begin, num_frames=length))
+                data, begin = self.store.read_encoded(number), start - int(offsets[number])
+                row[:length] = self._decode(number, lambda: open_clip(data, spec=spec, start=begin, num_frames=length))
             row[length:] = 0
 
         self._share(put, is_decoded)
         return batch
 
-    def _decode(self, slot: int, decode: Any) -> NDArray[Any]:
+    def _decode(self, number: int, decode: Any) -> NDArray[Any]:
         try:
             sample: NDArray[Any] = decode()
         except DecodeError as error:
+            firsts = self.store.table.first_slots()
+            slot = number if firsts is None else firsts[number]
             raise StoreError(
                 f"sample {slot} of {self.store.directory or 'this dataset'} was altered since it was loaded: {error}; "
                 'retry_failed(reasons={"checksum"}) loads it again'
@@ -116,8 +121,8 @@ class EncodedMedia:
         order = np.argsort(is_decoded, kind="stable").tolist()
 
         def work(part: slice) -> None:
-            for number in order[part]:
-                put(number)
+            for place in order[part]:
+                put(place)
 
         self.crew.share(work, num_items=len(order), num_bytes=len(order), part_bytes=1)
 

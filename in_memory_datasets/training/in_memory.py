@@ -11,7 +11,6 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import Dataset, get_worker_info
 from typing_extensions import Self
 
@@ -82,7 +81,7 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
         is_loaded, skips = self._store.table.status == LOADED, self._request.on_error == "skip"
         self._slots = np.flatnonzero(is_loaded) if skips else np.arange(len(is_loaded))
         self._any_failed = not (skips or is_loaded.all())
-        self._was_read = np.zeros(len(is_loaded), np.bool_) if self._lies_in_files else None
+        self._was_read = np.zeros(self._store.num_unique, np.bool_) if self._lies_in_files else None
 
     @classmethod
     def _load(cls, directory: str | os.PathLike[str], *, verify: bool, request: LoadRequest, serving: ServingT) -> Self:
@@ -144,7 +143,7 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
             if store.encoded is not None:
                 if not here:
                     raise ConfigError(
-                        f"{store.num_samples - store.num_decoded:,} of {store.num_samples:,} samples lie encoded, and "
+                        f"{store.num_unique - store.num_decoded:,} of {store.num_unique:,} samples lie encoded, and "
                         f'are decoded in memory: take storage="decoded" for {self._device}, or DevicePrefetcher'
                     )
                 self._media = EncodedMedia.of(store)
@@ -176,7 +175,11 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
         clone._samples()
         return clone
 
-    def _find_slots(self, indices: Sequence[int]) -> tuple[NDArray[np.int64], Draws | None, Books]:
+    def _find(self, indices: Sequence[int]) -> tuple[torch.Tensor, Draws | None, Books]:
+        """Find the rows at some positions: the numbers of their samples, int64 (B,), and what goes with these.
+
+        Where no row repeats another's source, the numbers are the books' own indices.
+        """
         table = self._store.table
         num_samples = len(self._slots)
         try:
@@ -184,9 +187,10 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
         except IndexError:
             wrong = next(int(index) for index in indices if not -num_samples <= index < num_samples)
             raise IndexError(f"sample {wrong} of a dataset of {num_samples:,}") from None
-        if self._was_read is not None and not (self._was_read[slots].all() and self._fits):
-            self._store.will_need(slots)
-            self._was_read[slots] = True
+        numbers = table.sample_of(slots)
+        if self._was_read is not None and not (self._was_read[numbers].all() and self._fits):
+            self._store.will_need(numbers)
+            self._was_read[numbers] = True
         draws = None if self._turns is None else self._turns.take(slots)
         captions: list[Any]  # of texts, or of lists of them
         if self._serving.captions == "all":
@@ -196,7 +200,8 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
         else:
             captions = table.caption(slots, draws.captions(table.num_captions(slots)))
         valid = torch.from_numpy(table.status[slots] == LOADED)
-        return slots, draws, Books(captions, torch.from_numpy(slots), valid)
+        books = Books(captions, torch.from_numpy(slots), valid)
+        return books.indices if numbers is slots else torch.from_numpy(numbers), draws, books
 
     @functools.cached_property
     def _bytes_available(self) -> int | None:

@@ -38,10 +38,10 @@ class HostMedia:
     buffers: BufferPool = field(default_factory=BufferPool)
     crew: Crew = field(default_factory=Crew)
 
-    def images(self, slots: torch.Tensor) -> torch.Tensor:
-        """Copy images, (B, H, W, 3), into a buffer."""
-        batch = self.empty((len(slots), *self.samples.shape[1:]), torch.uint8)
-        wanted, target = slots.numpy(), batch.numpy()
+    def images(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Copy images, (B, H, W, 3), into a buffer; by the numbers of the samples, int64 (B,), repeats allowed."""
+        batch = self.empty((len(numbers), *self.samples.shape[1:]), torch.uint8)
+        wanted, target = numbers.numpy(), batch.numpy()
 
         def copy(part: slice) -> None:
             # the default mode would copy through a second buffer
@@ -122,14 +122,14 @@ class DeviceMedia:
             flat[start : start + step].copy_(part)
         return cls(copy)
 
-    def images(self, slots: torch.Tensor) -> torch.Tensor:
-        """Gather images, (B, H, W, 3)."""
+    def images(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Gather images, (B, H, W, 3), as `HostMedia.images` does."""
         num_samples, *shape = self.samples.shape
         row_bytes = math.prod(shape)
         # In the widest words that go into an image: byte by byte, a device reaches an eighth of its bandwidth.
         word = next(word for word in _WORDS if row_bytes % word.itemsize == 0)
-        batch = torch.index_select(self.samples.view(num_samples, row_bytes).view(word), 0, slots)
-        return batch.view(torch.uint8).view(len(slots), *shape)
+        batch = torch.index_select(self.samples.view(num_samples, row_bytes).view(word), 0, numbers)
+        return batch.view(torch.uint8).view(len(numbers), *shape)
 
     def clips(self, starts: Sequence[int], lengths: Sequence[int], num_frames: int) -> torch.Tensor:
         """Gather clips as float32, zero-padded, (B, T), as `HostMedia.clips` does; in one kernel for all of them."""

@@ -127,8 +127,8 @@ def test_there_is_a_store_of_each_form() -> None:
 
 
 def test_another_version_is_refused(tmp_path: Path) -> None:
-    shutil.copytree(V1 / "images", tmp_path / "v2")
+    shutil.copytree(V1 / "images", tmp_path / "v3")
     manifest = json.loads((V1 / "images/manifest.json").read_text())
-    (tmp_path / "v2/manifest.json").write_text(json.dumps({**manifest, "version": 2}))
-    with pytest.raises(StoreError, match="format version 2, this library reads 1"):
-        InMemoryImageTextDataset.load(tmp_path / "v2")
+    (tmp_path / "v3/manifest.json").write_text(json.dumps({**manifest, "version": 3}))
+    with pytest.raises(StoreError, match="format version 3, this library reads 1 and 2"):
+        InMemoryImageTextDataset.load(tmp_path / "v3")
