@@ -20,6 +20,7 @@ from in_memory_datasets.build.keeping import refuse_if_not_lockable
 from in_memory_datasets.build.mixture import max_sample_bytes, promote_what_fits
 from in_memory_datasets.build.pipeline import Threads, most_under_way, run
 from in_memory_datasets.build.planning import is_surely_too_large, plan, plan_without_repeats, ways_out
+from in_memory_datasets.build.processes import make_workshop
 from in_memory_datasets.build.request import LoadRequest
 from in_memory_datasets.errors import ConfigError, LoadError, MemoryLimitError, StoreError
 from in_memory_datasets.memory import FLOOR_BYTES, available_memory, free_memory, refuse_if_too_large
@@ -198,7 +199,7 @@ def _build(request: LoadRequest, directory: Path | None) -> tuple[Store, int]:
         rows = _announced(
             reader, writer, bar, most=most, is_full=lambda: reader.takes_what_fits and writer.num_bytes > room
         )
-        workshop = Threads(writer.put, request, is_encoded=lambda slot: encoded)
+        workshop = make_workshop(request, writer, encoded=encoded)
         for outcome in run(rows, workshop, request, low_memory=low_memory):
             bytes_fetched += outcome.bytes_fetched
             if outcome.failure is not None:

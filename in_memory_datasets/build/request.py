@@ -31,6 +31,7 @@ class LoadRequest:
         storage: In what form samples lie; "auto" takes "decoded" as far as the memory goes.
         cache_dir: Where stores are kept; True for the platform's own place, None keeps this one in memory.
         lock_memory: Whether to keep the store in memory for as long as it is open.
+        num_processes: How many processes fetch and decode; None decides by threads and rows.
         job: What the processes that share this load have in common; None for a process on its own.
 
     Raises:
@@ -47,6 +48,7 @@ class LoadRequest:
     storage: Storage = "decoded"
     cache_dir: cache.CacheDir | None = None
     lock_memory: bool = False
+    num_processes: int | None = None
     job: str | None = None
 
     def __post_init__(self) -> None:

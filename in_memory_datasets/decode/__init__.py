@@ -6,8 +6,17 @@ with a reason; the libraries that do the decoding are imported when the first sa
 """
 
 from in_memory_datasets.decode.audio import decode_audio
+from in_memory_datasets.decode.decode_memory import share_decode_memory
 from in_memory_datasets.decode.image import decode_image
 from in_memory_datasets.decode.kept_clips import check_flac_rate, keep_clip, open_clip
 from in_memory_datasets.decode.kept_images import keep_image
 
-__all__ = ["check_flac_rate", "decode_audio", "decode_image", "keep_clip", "keep_image", "open_clip"]
+__all__ = [
+    "check_flac_rate",
+    "decode_audio",
+    "decode_image",
+    "keep_clip",
+    "keep_image",
+    "open_clip",
+    "share_decode_memory",
+]

@@ -58,6 +58,12 @@ def _malloc_trim() -> Callable[[int], object]:
 _of_process: tuple[int, DecodeMemory] = (os.getpid(), DecodeMemory())
 
 
+def share_decode_memory(num_processes: int) -> None:
+    """Take this process for one of so many that decode at once, and leave the others their part."""
+    global _of_process
+    _of_process = (os.getpid(), DecodeMemory(LIMIT_BYTES // num_processes))
+
+
 def decode_memory() -> DecodeMemory:
     """Give this process's bound.
 

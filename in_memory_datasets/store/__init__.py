@@ -2,7 +2,7 @@
 
 from in_memory_datasets.store import cache
 from in_memory_datasets.store.attach import attach_or_build, locked
-from in_memory_datasets.store.block import Block
+from in_memory_datasets.store.block import Block, SharedEnd
 from in_memory_datasets.store.layout import HEADER_BYTES
 from in_memory_datasets.store.manifest import spec_to_json
 from in_memory_datasets.store.opening import open_store
@@ -22,6 +22,7 @@ __all__ = [
     "Places",
     "Promotion",
     "RowTable",
+    "SharedEnd",
     "Store",
     "StoreWriter",
     "TableWriter",

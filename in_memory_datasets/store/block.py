@@ -9,6 +9,7 @@ alter a sample by accident.
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 import tempfile
@@ -205,6 +206,36 @@ def _from_handle(handle: Any) -> Block:
     return Block(handle.detach())
 
 
+class SharedEnd:
+    """Where the next sample may lie, as all processes see it that put samples into one block.
+
+    Args:
+        block: Where it is counted; one with a descriptor of the same memory counts on.
+    """
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+        block.resize(8)
+        self._value = np.frombuffer(block.map(0, 8), np.int64)
+        self._lock = threading.Lock()  # the system's own lock keeps out other processes, not threads
+
+    @property
+    def value(self) -> int:
+        """Give it, a multiple of the page size."""
+        return int(self._value[0])
+
+    def allocate(self, num_bytes: int) -> int:
+        """Move it behind so many bytes, and give where they may lie. Safe in threads and processes."""
+        with self._lock:
+            fcntl.lockf(self.block.fd, fcntl.LOCK_EX)  # let go of by the system when its holder dies
+            try:
+                start = int(self._value[0])
+                self._value[0] = start + -(-num_bytes // PAGE_BYTES) * PAGE_BYTES
+            finally:
+                fcntl.lockf(self.block.fd, fcntl.LOCK_UN)
+        return start
+
+
 class Spool:
     """Samples in the order they arrive, before they are packed in the order of their rows.
 
@@ -218,16 +249,10 @@ class Spool:
 
     def __init__(self, block: Block, end: int = 0) -> None:
         self.block = block
-        self._end = -(-end // PAGE_BYTES) * PAGE_BYTES
+        self.end = SharedEnd(Block.anonymous("end"))
+        self.end.allocate(end)
         self._lock = threading.Lock()
         self._pages: mmap.mmap | None = None
-
-    def allocate(self, num_bytes: int) -> int:
-        """Give where the next sample may lie. Thread-safe."""
-        with self._lock:
-            start = self._end
-            self._end += -(-num_bytes // PAGE_BYTES) * PAGE_BYTES
-        return start
 
     def read(self, start: int, num_bytes: int) -> memoryview:
         """Look at the sample at `start`; for when all samples are in."""
@@ -240,6 +265,7 @@ class Spool:
 
     def close(self) -> None:
         """Give up the mapping."""
+        self.end.block.close()
         if self._pages is not None:
             self._pages.close()
             self._pages = None
@@ -247,6 +273,7 @@ class Spool:
     def _map(self) -> mmap.mmap:
         with self._lock:
             if self._pages is None:
-                self.block.resize(max(self._end, PAGE_BYTES))
-                self._pages = mmap.mmap(self.block.fd, max(self._end, PAGE_BYTES), mmap.MAP_SHARED)
+                num_bytes = max(self.end.value, PAGE_BYTES)
+                self.block.resize(num_bytes)
+                self._pages = mmap.mmap(self.block.fd, num_bytes, mmap.MAP_SHARED)
             return self._pages

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
 
-from in_memory_datasets.store.block import Block
+from in_memory_datasets.store.block import Block, SharedEnd
 from in_memory_datasets.store.layout import HEADER_BYTES
 from in_memory_datasets.store.store import checksum
 
@@ -38,13 +37,13 @@ class Places:
         block: Where they lie.
         image_bytes: What each takes of decoded images, whose place follows from their number; 0 for all else.
         is_clip: Whether they are clips.
-        allocate: Gives where so many bytes may lie, where the number does not say.
+        end: Where the next one may lie, where the number does not say.
     """
 
     block: Block
     image_bytes: int
     is_clip: bool
-    allocate: Callable[[int], int]
+    end: SharedEnd
 
     def put(self, number: int, sample: NDArray[Any], num_frames: int = 0) -> Placed:
         """Write one sample and say where; nothing else is changed. Thread-safe, releases the GIL.
@@ -56,7 +55,7 @@ class Places:
         Raises:
             OSError: The disk is full.
         """
-        start = self.place_of_image(number) if self.image_bytes else self.allocate(sample.nbytes)
+        start = self.place_of_image(number) if self.image_bytes else self.end.allocate(sample.nbytes)
         self.block.write(sample, start)
         num_frames = (num_frames or sample.size) if self.is_clip else 0
         return Placed(start, sample.nbytes, num_frames, checksum(sample))

@@ -110,7 +110,7 @@ class StoreWriter:
             self._spool = Spool(spool, max((left.start + left.num_bytes for left in self._left.values()), default=0))
             self._resources.callback(self._spool.close)
             self.places = Places(
-                spool, self._image_bytes if self._in_place else 0, isinstance(spec, AudioSpec), self._spool.allocate
+                spool, self._image_bytes if self._in_place else 0, isinstance(spec, AudioSpec), self._spool.end
             )
         except BaseException:
             self._resources.close()
