@@ -190,8 +190,11 @@ class StoreWriter:
 
     def keep_what_fits(self, num_bytes: int) -> int:
         """Forget all rows but the first that take at most `num_bytes` together, and count them."""
-        ends = np.arange(1, self.num_rows + 1) * (self.rows_nbytes() / max(1, self.num_rows))
-        ends += np.cumsum(self._table.by_first_row(self.sizes()[0]))
+        offset_bytes = 8 * (isinstance(self.spec, AudioSpec) + self._encoded)
+        empty_bytes = TableWriter().to_buffer().size
+        ends = np.arange(1, self.num_rows + 1) * ((self.rows_nbytes() - empty_bytes) / max(1, self.num_rows))
+        ends += np.cumsum(self._table.by_first_row(self.sizes()[0] + offset_bytes))
+        ends += empty_bytes + HEADER_BYTES + offset_bytes
         num_rows = int(np.searchsorted(ends, num_bytes, side="right"))
         self._table.truncate(num_rows)
         for column in (self._starts, self._sizes, self._frames):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 from pathlib import Path
@@ -84,7 +85,7 @@ def test_each_sample_lies_there_once_where_the_page_says(kind: str) -> None:
         assert len(offsets) == len(UNIQUE) + 1
         start = arrays["frames"][0] if "frames" in arrays else 0
         samples = [data[start + offsets[i] * 2 : start + offsets[i + 1] * 2] for i in range(num_decoded)]
-    for first, last in zip(encoded_offsets[:-1], encoded_offsets[1:], strict=True):
+    for first, last in itertools.pairwise(encoded_offsets):
         samples.append(arrays["encoded"][1][first:last])
     assert len(samples) == len(UNIQUE)
     for number, status, checksum in zip(SAMPLES, rows["status"].to_pylist(), rows["checksum"].to_pylist(), strict=True):

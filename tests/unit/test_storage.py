@@ -54,13 +54,13 @@ def flac(seed: int) -> bytes:
 
 def image_rows() -> list[dict[str, Any]]:
     rows = [{"image_url": jpeg(i), "caption": f"picture {i}"} for i in range(NUM_ROWS)]
-    rows[4]["image_url"] = rows[21]["image_url"] = b"no picture"
+    rows[4]["image_url"], rows[21]["image_url"] = b"no picture", b"nor is this"
     return rows
 
 
 def clip_rows() -> list[dict[str, Any]]:
     rows = [{"audio": flac(i), "caption": f"clip {i}"} for i in range(NUM_ROWS)]
-    rows[4]["audio"] = rows[21]["audio"] = b"no clip"
+    rows[4]["audio"], rows[21]["audio"] = b"no clip", b"nor is this"
     return rows
 
 
