@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -10,15 +11,16 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from in_memory_datasets.build.bars import progress_bar, waiting_bar
 from in_memory_datasets.build.duplicates import SampleNumbers, first_rows
 from in_memory_datasets.build.keeping import refuse_if_not_lockable
 from in_memory_datasets.build.mixture import max_sample_bytes, promote_what_fits
-from in_memory_datasets.build.pipeline import Threads, most_under_way, run
+from in_memory_datasets.build.pipeline import Threads, Workshop, most_under_way, run
 from in_memory_datasets.build.planning import is_surely_too_large, plan, plan_without_repeats, ways_out
 from in_memory_datasets.build.processes import make_workshop
 from in_memory_datasets.build.request import LoadRequest
@@ -40,6 +42,7 @@ from in_memory_datasets.schema import (
 )
 from in_memory_datasets.store import (
     FAILED,
+    LiveStore,
     Store,
     StoreWriter,
     attach_or_build,
@@ -54,8 +57,25 @@ from in_memory_datasets.store import (
 DECODE_RULES_VERSION = 1
 
 
-def load(request: LoadRequest) -> tuple[Store, float, int]:
+class Follower(Protocol):
+    """Who reads samples of a load while they arrive."""
+
+    def next_numbers(self, is_begun: NDArray[np.bool_], live: LiveStore) -> NDArray[np.int64]:
+        """Give the numbers of the samples that are to be loaded next, none of them begun; empty when all are."""
+
+    def begun(self, live: LiveStore, workshop: Workshop) -> None:
+        """Take note of what is read from, and where the samples are made."""
+
+    def attached(self, live: LiveStore) -> None:
+        """Take note of what is read from, while another process makes the samples; it is the follower's now."""
+
+
+def load(request: LoadRequest, follower: Follower | None = None) -> tuple[Store, float, int]:
     """Attach to the store of a request, after building it where there is none yet.
+
+    Args:
+        follower: Who is given the samples while they arrive, in an order of its own; None where nobody looks before all
+            are there.
 
     Returns:
         The store, the seconds it took, and the bytes that were fetched for it.
@@ -69,9 +89,9 @@ def load(request: LoadRequest) -> tuple[Store, float, int]:
     started = time.monotonic()
     reader, bytes_fetched = request.rows, 0
 
-    def build(directory: Path | None = None) -> Store:
+    def build(directory: Path | None = None, show: Callable[[LiveStore], None] = lambda live: None) -> Store:
         nonlocal bytes_fetched
-        store, bytes_fetched = _build(request, directory)
+        store, bytes_fetched = _build(request, directory, follower, show)
         return store
 
     if request.cache_dir is not None:
@@ -80,12 +100,20 @@ def load(request: LoadRequest) -> tuple[Store, float, int]:
                 "cache_dir= needs rows that can be recognised in the next run, and an iterator is gone once it is "
                 "read: pass a Dataset or a list, or keep what was loaded with dataset.save(directory)"
             )
-        directory = cache.resolve(request.cache_dir)
-        with waiting_bar(request.progress, reader.num_rows) as show:
-            store = attach_or_build(directory, fingerprint(reader.identity, request), build, on_waiting=show)
+        directory, name = cache.resolve(request.cache_dir), fingerprint(reader.identity, request)
+
+        def attach(show: Callable[[LiveStore], None] = lambda live: None) -> Store:
+            with waiting_bar(request.progress, reader.num_rows) as show_progress:
+                return attach_or_build(directory, name, functools.partial(build, show=show), on_waiting=show_progress)
+
+        if request.job is not None and follower is not None:  # who only waits for the lock could read nothing meanwhile
+            share_store(request.job, f"{directory} {name}", attach, on_live=follower.attached).close()
+        store = attach()
         cache.keep_to_limit(directory)
     elif request.job is not None:
-        store = share_store(request.job, fingerprint(_name_of_rows(reader), request), build)
+        name = fingerprint(_name_of_rows(reader), request)
+        on_live = (lambda live: live.close()) if follower is None else follower.attached
+        store = share_store(request.job, name, functools.partial(build, None), on_live=on_live)
     else:
         store = build()
     if request.on_error == "raise" and (failures := store.table.failures()):
@@ -135,7 +163,7 @@ def retry(
     elif request.job is not None and request.reader is not None:
         rows = fingerprint(_name_of_rows(request.reader), request)
         which = "" if reasons is None else f" {sorted(reasons)}"
-        mended = share_store(request.job, f"{rows} retry {attempt}{which}", lambda: mend(store))
+        mended = share_store(request.job, f"{rows} retry {attempt}{which}", lambda show: mend(store))
     else:
         mended = mend(store)
     return mended, time.monotonic() - started, bytes_fetched
@@ -162,7 +190,9 @@ def fingerprint(rows: str, request: LoadRequest) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _build(request: LoadRequest, directory: Path | None) -> tuple[Store, int]:
+def _build(
+    request: LoadRequest, directory: Path | None, follower: Follower | None, show: Callable[[LiveStore], None]
+) -> tuple[Store, int]:
     reader, is_fixed = request.rows, isinstance(request.spec, ImageSpec)
     # What there is no room for may stay on the disk, where the user leaves that to us.
     may_overflow = request.storage == "auto" and directory is not None and not reader.takes_what_fits
@@ -200,6 +230,8 @@ def _build(request: LoadRequest, directory: Path | None) -> tuple[Store, int]:
             reader, writer, bar, most=most, is_full=lambda: reader.takes_what_fits and writer.num_bytes > room
         )
         workshop = make_workshop(request, writer, encoded=encoded)
+        if follower is not None:
+            rows = _as_followed(reader, writer, rows, follower, workshop, show)
         for outcome in run(rows, workshop, request, low_memory=low_memory):
             bytes_fetched += outcome.bytes_fetched
             if outcome.failure is not None:
@@ -341,6 +373,26 @@ def _announced(
         yield to_load
         if num_rows < len(batch):
             return
+
+
+def _as_followed(
+    reader: RowReader,
+    writer: StoreWriter,
+    rows: Iterator[list[Row]],
+    follower: Follower,
+    workshop: Workshop,
+    show: Callable[[LiveStore], None],
+) -> Iterator[list[Row]]:
+    """Enter all rows into the books first, and then give them in the order that they are wanted in."""
+    for _ in rows:  # which says what is entered, and is read again for what is loaded
+        pass
+    live, firsts = writer.go_live(), writer.first_slots()
+    follower.begun(live, workshop)
+    show(live)
+    is_begun = np.array([writer.is_done(slot) for slot in firsts.tolist()], np.bool_)
+    while len(numbers := follower.next_numbers(is_begun, live)):
+        is_begun[numbers] = True
+        yield reader.take(firsts[numbers].tolist())
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from in_memory_datasets.store import cache
 from in_memory_datasets.store.attach import attach_or_build, locked
 from in_memory_datasets.store.block import Block, SharedEnd
 from in_memory_datasets.store.layout import HEADER_BYTES
+from in_memory_datasets.store.live import LiveStore
 from in_memory_datasets.store.manifest import spec_to_json
 from in_memory_datasets.store.opening import open_store
 from in_memory_datasets.store.places import Placed, Places
@@ -18,6 +19,7 @@ __all__ = [
     "HEADER_BYTES",
     "LOADED",
     "Block",
+    "LiveStore",
     "Placed",
     "Places",
     "Promotion",

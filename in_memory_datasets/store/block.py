@@ -235,6 +235,11 @@ class SharedEnd:
                 fcntl.lockf(self.block.fd, fcntl.LOCK_UN)
         return start
 
+    def close(self) -> None:
+        """Give up the memory; a mapping holds a descriptor of its own, which goes with the last view of it."""
+        self._value = np.zeros(1, np.int64)
+        self.block.close()
+
 
 class Spool:
     """Samples in the order they arrive, before they are packed in the order of their rows.
@@ -265,7 +270,7 @@ class Spool:
 
     def close(self) -> None:
         """Give up the mapping."""
-        self.end.block.close()
+        self.end.close()
         if self._pages is not None:
             self._pages.close()
             self._pages = None

@@ -54,10 +54,13 @@ class Store:
         encoded: uint8, read-only: the encoded samples, end to end; None where all are decoded.
         encoded_offsets: int64, shape (U - D + 1,): where in `encoded` sample D + i begins, and the one behind it.
         num_decoded: D.
+        version: What changes when samples are moved, which those of a finished store never are.
 
     Raises:
         StoreError: The blocks are short, altered, or do not belong together.
     """
+
+    version = 0
 
     def __init__(
         self,
@@ -148,6 +151,12 @@ class Store:
         assert self.frames is not None
         assert self.offsets is not None
         return self.frames[self.offsets[number] : self.offsets[number + 1]]
+
+    def clip_places(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Give where clips begin in `frames`, and how long they are, int64 (B,) each."""
+        assert self.offsets is not None
+        starts = self.offsets[numbers]
+        return starts, self.offsets[numbers + 1] - starts
 
     def places_digest(self) -> str:
         """Digest what samples.safetensors says of where in it what lies."""

@@ -87,6 +87,12 @@ class TableWriter:
         """Give the number of a row's sample. Any thread may ask."""
         return slot if self.samples is None else self.samples[slot]
 
+    def first_slots(self) -> NDArray[np.int64]:
+        """Give the first row that has each sample, int64 (U,). Cost: one pass."""
+        if self.samples is None:
+            return np.arange(self.num_rows)
+        return _first_slots(np.frombuffer(self.samples, np.int64))
+
     def add(self, rows: Sequence[Row], numbers: NDArray[np.int64] | None = None) -> None:
         """Append rows, in order.
 

@@ -27,6 +27,7 @@ from in_memory_datasets.schema import AudioSpec, Failure, ImageSpec, Row
 from in_memory_datasets.store.block import Block, Spool
 from in_memory_datasets.store.journal import JOURNAL, Journal
 from in_memory_datasets.store.layout import HEADER_BYTES, pack_header
+from in_memory_datasets.store.live import LiveStore
 from in_memory_datasets.store.manifest import MANIFEST, read_manifest, write_manifest
 from in_memory_datasets.store.places import Placed, Places
 from in_memory_datasets.store.store import ROWS, SAMPLES, Store, checksum
@@ -96,6 +97,7 @@ class StoreWriter:
         self._in_place = bool(self._image_bytes) and not encoded and (mend is None or mend.encoded is None)
         # Where each sample lies until it is packed, and how long it is in frames; of images none.
         self._starts, self._sizes, self._frames = (array("q", bytes(8 * self._table.num_unique)) for _ in range(3))
+        self._live: LiveStore | None = None
         self._journal: Journal | None = None
         self._left: dict[int, Placed] = {}  # by an earlier writer: by the first row that has it
         try:
@@ -135,6 +137,20 @@ class StoreWriter:
             if not self.places.image_bytes or left.start == self.places.place_of_image(number):
                 self._note(number, left)
 
+    def go_live(self) -> LiveStore:
+        """Let samples be read while they arrive, when all rows have been added; the caller owns what is given."""
+        rows = Block.anonymous(ROWS)
+        rows.write(self._table.to_buffer(), 0)
+        samples, spool = (Block(os.dup(block.fd)) for block in (self._samples, self._spool.block))
+        self._live = live = LiveStore.begin(self.spec, rows=rows, samples=samples, spool=spool)
+        for number in np.flatnonzero(np.frombuffer(self._table.status, np.uint8) == LOADED).tolist():
+            live.note(number, Placed(self._starts[number], self._sizes[number], self._frames[number], 0))
+        return live
+
+    def first_slots(self) -> NDArray[np.int64]:
+        """Give the first row that has each sample, int64 (U,)."""
+        return self._table.first_slots()
+
     def number_of(self, slot: int) -> int:
         """Give the number of a row's sample. Any thread may ask."""
         return self._table.number_of(slot)
@@ -158,12 +174,16 @@ class StoreWriter:
         self._frames[number] = placed.num_frames
         self.num_bytes += placed.num_bytes
         self._table.loaded(number, placed.checksum)
+        if self._live is not None:
+            self._live.note(number, placed)
 
     def failed(self, failure: Failure) -> None:
         """Note that a row has no sample; its place takes no memory."""
         number = self.number_of(failure.index)
         self._table.failed(number, failure)
         self._sizes[number] = self._frames[number] = 0
+        if self._live is not None:
+            self._live.note_failed(number)
 
     @property
     def num_rows(self) -> int:
@@ -214,10 +234,13 @@ class StoreWriter:
         Raises:
             OSError: The disk is full.
         """
+        places = None
         if self._in_place:
             self._close_images()
         else:
-            self._pack(promotion)
+            places = self._pack(promotion)
+        if self._live is not None:
+            self._live.end(places)
         rows = self._work_block(ROWS, keep=False)
         rows.write(self._table.to_buffer(), 0)
         blocks = [Block(os.dup(block.fd)) for block in (self._samples, rows)]
@@ -245,7 +268,7 @@ class StoreWriter:
         self._samples.write(pack_header({"images": ("uint8", (num_unique, height, width, 3))}), 0)
         self._samples.resize(HEADER_BYTES + num_unique * self._image_bytes)
 
-    def _pack(self, promotion: Promotion | None) -> None:
+    def _pack(self, promotion: Promotion | None) -> NDArray[np.int64]:
         """Lay out decoded samples and then encoded ones, each behind the other, and move every sample there."""
         num_unique, old = self.num_unique, self._mend
         num_bytes, num_frames = self.sizes()
@@ -261,6 +284,8 @@ class StoreWriter:
             num_decoded = promotion.num_decoded
         else:
             num_decoded = 0 if self._encoded else num_unique
+        if self._live is not None:
+            self._live.begin_moving()
         places, end = self._lay_out(num_decoded, num_bytes, num_frames)
         for number in range(num_unique):
             if number < num_decoded and promotion is not None:
@@ -273,6 +298,7 @@ class StoreWriter:
         if promotion is not None:
             self._promote(promotion, places, np.flatnonzero(is_new[:num_decoded]).tolist())
         self._samples.resize(end)
+        return places
 
     def _lay_out(
         self, num_decoded: int, num_bytes: NDArray[np.int64], num_frames: NDArray[np.int64]

@@ -23,7 +23,7 @@ from in_memory_datasets.schema import (
     MemoryPlan,
     Resize,
 )
-from in_memory_datasets.store import LOADED
+from in_memory_datasets.store import LOADED, LiveStore, Store
 from in_memory_datasets.store.cache import CacheDir
 from in_memory_datasets.training.batches import AudioBatch, ImageBatch
 from in_memory_datasets.training.encoded import EncodedMedia
@@ -33,13 +33,14 @@ from in_memory_datasets.training.serving import (
     PLACEHOLDER_GREY,
     AudioOutput,
     AudioServing,
+    Books,
     ImageOutput,
     ImageServing,
     PadTo,
     Transform,
     clip_spec,
 )
-from in_memory_datasets.training.turns import Captions, Crop
+from in_memory_datasets.training.turns import Captions, Crop, Draws
 
 
 class InMemoryImageTextDataset(InMemoryDataset[ImageServing]):
@@ -74,6 +75,9 @@ class InMemoryImageTextDataset(InMemoryDataset[ImageServing]):
         fetch: How sources are fetched.
         num_threads: Decode threads; None takes one per core.
         progress: Whether to draw a progress bar.
+        wait: Whether to load everything before anything else is done. With False training can begin with what has
+            arrived: asking for a sample waits for it, and so does what needs all of them, see `wait()`. What goes wrong
+            with the load is raised there then.
 
     Raises:
         ConfigError: An argument cannot work; before anything is read.
@@ -111,6 +115,7 @@ class InMemoryImageTextDataset(InMemoryDataset[ImageServing]):
         fetch: FetchOptions = FetchOptions(),  # noqa: B008 - frozen
         num_threads: int | None = None,
         progress: bool = True,
+        wait: bool = True,
     ) -> None:
         request = LoadRequest(
             spec=ImageSpec(image_size, resize, recompress),
@@ -131,6 +136,7 @@ class InMemoryImageTextDataset(InMemoryDataset[ImageServing]):
                 job=detect_job(),
             ),
             serving,
+            wait=wait,
         )
 
     @classmethod
@@ -251,9 +257,10 @@ class InMemoryImageTextDataset(InMemoryDataset[ImageServing]):
 
         Cost: one copy of B · H · W · 3 bytes.
         """
-        numbers, _, books = self._find(indices)
+        view = self._view()
+        numbers, _, books = self._find(view, indices)
         there = books.to(self._device)
-        images = self._samples().images(there.indices if numbers is books.indices else numbers.to(self._device))
+        images = self._samples(view).images(there.indices if numbers is books.indices else numbers.to(self._device))
         if self._any_failed and not there.valid.all():
             images[~there.valid] = PLACEHOLDER_GREY
         return self._serving.batch(images, there)
@@ -296,6 +303,9 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
         fetch: How sources are fetched.
         num_threads: Decode threads; None takes one per core.
         progress: Whether to draw a progress bar.
+        wait: Whether to load everything before anything else is done. With False training can begin with what has
+            arrived: asking for a sample waits for it, and so does what needs all of them, see `wait()`. What goes wrong
+            with the load is raised there then.
 
     Raises:
         ConfigError: An argument cannot work; before anything is read.
@@ -336,6 +346,7 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
         fetch: FetchOptions = FetchOptions(),  # noqa: B008 - frozen
         num_threads: int | None = None,
         progress: bool = True,
+        wait: bool = True,
     ) -> None:
         request = LoadRequest(
             spec=clip_spec(target_sr, max_duration, dtype, crop, keep_duration),
@@ -364,6 +375,7 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
                 job=detect_job(),
             ),
             serving,
+            wait=wait,
         )
 
     @classmethod
@@ -496,13 +508,21 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
 
         Cost: one copy of B · T · 4 bytes.
         """
-        found, draws, books = self._find(indices)
-        numbers = found.numpy()
-        media, serving, spec = self._samples(), self._serving, self._spec
-        offsets = self._store.offsets
-        assert offsets is not None
-        starts = offsets[numbers]
-        starts, lengths = serving.cut(starts, offsets[numbers + 1] - starts, draws, spec)
+        view = self._view()
+        found, draws, books = self._find(view, indices)
+        while True:
+            version = view.version
+            batch = self._gather(view, found.numpy(), draws, books)
+            if isinstance(view, Store) or version == view.version:
+                return batch
+            view.wait_for(found.numpy())  # clips that arrive were moved meanwhile
+
+    def _gather(
+        self, view: LiveStore | Store, numbers: NDArray[np.int64], draws: Draws | None, books: Books
+    ) -> AudioBatch:
+        media, serving, spec = self._samples(view), self._serving, self._spec
+        starts, lengths = view.clip_places(numbers)
+        starts, lengths = serving.cut(starts, lengths, draws, spec)
         if self._any_failed:
             failed = ~books.valid.numpy()
             starts[failed], lengths[failed] = -1, serving.placeholder_frames(spec)
@@ -521,7 +541,7 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
 
     @property
     def _spec(self) -> AudioSpec:
-        spec = self._store.spec
+        spec = self._view().spec
         assert isinstance(spec, AudioSpec)
         return spec
 

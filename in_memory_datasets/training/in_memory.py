@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import weakref
 from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -11,11 +12,15 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset, get_worker_info
 from typing_extensions import Self
 
 from in_memory_datasets.build import (
+    Finished,
+    Loading,
     LoadRequest,
+    Order,
     load,
     lock_memory,
     memory_for,
@@ -27,7 +32,7 @@ from in_memory_datasets.build import (
 )
 from in_memory_datasets.errors import ConfigError, LoadError, StoreError
 from in_memory_datasets.schema import ImageSpec, LoadReport, strip_credentials
-from in_memory_datasets.store import FAILED, LOADED, Store
+from in_memory_datasets.store import FAILED, LOADED, LiveStore, Store
 from in_memory_datasets.training.encoded import EncodedMedia
 from in_memory_datasets.training.media import DeviceMedia, HostMedia
 from in_memory_datasets.training.ring import Ring, shared_ring
@@ -48,28 +53,66 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
         nbytes: Bytes held at rest: media, captions and bookkeeping.
     """
 
-    def __init__(self, request: LoadRequest, serving: ServingT) -> None:
-        store, seconds, bytes_fetched = load(request)
-        self._open(request, serving, store)
-        self._seconds, self._bytes_fetched = seconds, bytes_fetched
+    def __init__(self, request: LoadRequest, serving: ServingT, *, wait: bool) -> None:
+        if wait:
+            store, seconds, bytes_fetched = load(request)
+            self._open(request, serving, store)
+            self._seconds, self._bytes_fetched = seconds, bytes_fetched
+        else:
+            self._open(request, serving, None)
 
-    def _open(self, request: LoadRequest, serving: ServingT, store: Store) -> None:
+    def _open(self, request: LoadRequest, serving: ServingT, store: Store | None) -> None:
         self._request = request
         self._serving = serving
         self._num_retries = 0
         self._device = _CPU
         self._ring: Ring | None = shared_ring()  # there before the first worker is started
-        self._turns = Turns(store.num_samples, seed=torch.initial_seed()) if serving.by_chance else None
         self._seconds, self._bytes_fetched = 0.0, 0
-        try:
+        self._media: HostMedia | EncodedMedia | DeviceMedia | None = None
+        self._whole = store
+        self._loading: Loading | Finished | None = None
+        if store is None:
+            self._loading = loading = Loading(request)  # which raises where this cannot be
+            weakref.finalize(self, loading.cancel)
+            num_rows = request.rows.num_rows
+            assert num_rows is not None
+            self._slots, self._any_failed = np.arange(num_rows), True
+            self._was_read: NDArray[np.bool_] | None = None
+        else:
+            try:
+                self._take(store)
+            except BaseException:
+                self.close()
+                raise
+            num_rows = store.num_samples
+        self._turns = Turns(num_rows, seed=torch.initial_seed()) if serving.by_chance else None
+
+    @property
+    def _store(self) -> Store:
+        """The store, which is waited for where it is not finished."""
+        self._adopt()
+        assert self._whole is not None
+        return self._whole
+
+    def _adopt(self, timeout_seconds: float | None = None) -> None:
+        """Take the store of a load that has ended, which is waited for."""
+        loading = self._loading
+        if loading is not None:
+            store, self._seconds, self._bytes_fetched = loading.wait(timeout_seconds)
+            self._loading = None
+            self._drop_media()
             self._take(store)
-        except BaseException:
-            self.close()
-            raise
+            loading.cancel()  # nothing but its memory is left
+
+    def _view(self) -> LiveStore | Store:
+        """Give what samples are read from now."""
+        if self._loading is not None and (live := self._loading.wait_until_readable()) is not None:
+            return live
+        return self._store
 
     def _take(self, store: Store) -> None:
-        self._store = store
-        self._media: HostMedia | EncodedMedia | DeviceMedia | None = None
+        self._whole = store
+        self._media = None
         self._lies_in_files = store.directory is not None
         self.__dict__.pop("_bytes_available", None)
         self._index_slots()
@@ -78,6 +121,10 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
 
     def _index_slots(self) -> None:
         """Note which slots are served: all of them, or with on_error="skip" the loaded ones."""
+        view = self._view()
+        if isinstance(view, LiveStore):
+            self._slots, self._any_failed, self._was_read = np.arange(view.table.num_rows), True, None
+            return
         is_loaded, skips = self._store.table.status == LOADED, self._request.on_error == "skip"
         self._slots = np.flatnonzero(is_loaded) if skips else np.arange(len(is_loaded))
         self._any_failed = not (skips or is_loaded.all())
@@ -130,15 +177,22 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
     def __len__(self) -> int:
         return len(self._slots)
 
-    def _samples(self) -> HostMedia | EncodedMedia | DeviceMedia:
+    def _samples(self, view: LiveStore | Store) -> HostMedia | EncodedMedia | DeviceMedia:
         """Give the samples where they are served from; to a device they are copied when the first is asked for."""
+        if isinstance(view, LiveStore):
+            arriving = view.images if isinstance(view.spec, ImageSpec) else view.frames
+            if not isinstance(self._media, HostMedia):
+                self._media = HostMedia(arriving)
+            elif self._media.samples is not arriving:  # there is more of it, or it was moved
+                self._media = replace(self._media, samples=arriving)
+            return self._media
         if self._device != _CPU and get_worker_info() is not None:
             raise ConfigError(
                 f"this dataset lies on {self._device}, and worker processes would each copy it there: take "
                 "num_workers=0, which is the fast way for it, or the dataset that to() was called on"
             )
         if self._media is None:
-            store, here = self._store, self._device == _CPU
+            store, here = view, self._device == _CPU
             samples = store.frames if store.images is None else store.images
             if store.encoded is not None:
                 if not here:
@@ -172,15 +226,15 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
         self._store.refuse_if_cut_short()
         clone = type(self).__new__(type(self))
         clone.__dict__.update(self.__dict__, _device=there, _media=None)
-        clone._samples()
+        clone._samples(self._store)
         return clone
 
-    def _find(self, indices: Sequence[int]) -> tuple[torch.Tensor, Draws | None, Books]:
+    def _find(self, view: LiveStore | Store, indices: Sequence[int]) -> tuple[torch.Tensor, Draws | None, Books]:
         """Find the rows at some positions: the numbers of their samples, int64 (B,), and what goes with these.
 
         Where no row repeats another's source, the numbers are the books' own indices.
         """
-        table = self._store.table
+        table = view.table
         num_samples = len(self._slots)
         try:
             slots = self._slots[np.asarray(indices, dtype=np.int64)]
@@ -188,8 +242,11 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
             wrong = next(int(index) for index in indices if not -num_samples <= index < num_samples)
             raise IndexError(f"sample {wrong} of a dataset of {num_samples:,}") from None
         numbers = table.sample_of(slots)
-        if self._was_read is not None and not (self._was_read[numbers].all() and self._fits):
-            self._store.will_need(numbers)
+        if isinstance(view, LiveStore):
+            assert self._loading is not None
+            self._loading.wait_for(numbers)
+        elif self._was_read is not None and not (self._was_read[numbers].all() and self._fits):
+            view.will_need(numbers)
             self._was_read[numbers] = True
         draws = None if self._turns is None else self._turns.take(slots)
         captions: list[Any]  # of texts, or of lists of them
@@ -199,7 +256,8 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
             captions = table.caption(slots)
         else:
             captions = table.caption(slots, draws.captions(table.num_captions(slots)))
-        valid = torch.from_numpy(table.status[slots] == LOADED)
+        is_loaded = view.is_loaded(numbers) if isinstance(view, LiveStore) else table.status[slots] == LOADED
+        valid = torch.from_numpy(is_loaded)
         books = Books(captions, torch.from_numpy(slots), valid)
         return books.indices if numbers is slots else torch.from_numpy(numbers), draws, books
 
@@ -212,6 +270,36 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
     def _fits(self) -> bool:
         """Tell whether what was read once is likely to be in memory still."""
         return self._bytes_available is None or self._store.nbytes <= self._bytes_available
+
+    def wait(self, timeout: float | None = None) -> LoadReport:
+        """Wait until all is loaded, with `wait=False`, and give the report.
+
+        Everything but samples, batches, their number and `progress` waits like this when it is asked for.
+
+        Args:
+            timeout: Seconds to wait at most; None for as long as it takes.
+
+        Raises:
+            TimeoutError: It is not loaded by then; the load goes on.
+            LoadError: No sample could be loaded, or one could not and `on_error` is "raise".
+            MemoryLimitError: It does not fit.
+        """
+        self._adopt(timeout)
+        return self.report
+
+    @property
+    def progress(self) -> float:
+        """Share of the samples that are loaded or have failed, 0 to 1."""
+        return 1.0 if self._loading is None else self._loading.progress
+
+    def expect_order(self, order: Order) -> None:
+        """Say in which order samples will be asked for, while they are loaded; `EpochSampler` does so by itself.
+
+        Args:
+            order: Gives their positions, int64, in pieces of any length. What it leaves out is loaded after them.
+        """
+        if self._loading is not None:
+            self._loading.expect(order)
 
     @property
     def report(self) -> LoadReport:
@@ -320,7 +408,10 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
         """Give up the memory now and not when the dataset is collected; batches handed out stay as they are."""
         self._drop_media()
         self._ring = None
-        self._store.close()
+        if self._loading is not None:
+            self._loading.cancel()
+        if self._whole is not None:
+            self._whole.close()
 
     def _drop_media(self) -> None:
         if isinstance(self._media, (HostMedia, EncodedMedia)):
@@ -346,6 +437,8 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
         return f"{type(self).__name__}({self._describe()})"
 
     def _describe(self) -> str:
+        if self._loading is not None:
+            return f"{len(self):,} samples, {self.progress:.0%} loaded"
         if self._store.closed:
             return "closed"
         failed = len(self.failed_indices)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sized
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -65,6 +66,24 @@ class EpochSampler(ResumableSampler[int]):
         drop_last: bool = False,
     ) -> None:
         super().__init__(dataset, shuffle=shuffle, seed=seed, num_replicas=num_replicas, rank=rank, drop_last=drop_last)
+        self._tell_order()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next pass, see `ResumableSampler.set_epoch`."""
+        super().set_epoch(epoch)
+        self._tell_order()
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on where a state was taken, see `ResumableSampler.load_state_dict`."""
+        super().load_state_dict(state)
+        self._tell_order()
+
+    def _tell_order(self) -> None:
+        """Tell a dataset that is still being loaded what all ranks will ask for."""
+        expect = getattr(self.dataset, "expect_order", None)
+        if expect is not None:
+            keys = order_keys(self.seed, self._epoch) if self.shuffle else None
+            expect(functools.partial(_order, self._loaded or 0, self._num_samples, keys))
 
     def __len__(self) -> int:
         """Count the samples this rank is dealt in a whole epoch."""
@@ -78,6 +97,12 @@ class EpochSampler(ResumableSampler[int]):
             stop -= (stop - start) % self.num_replicas
         keys = order_keys(seed, epoch) if self.shuffle else None
         return _IndexShare(start, stop, self.rank, self.num_replicas, self._num_samples, keys)
+
+
+def _order(start: int, num_samples: int, keys: NDArray[np.uint64] | None) -> Iterator[NDArray[np.int64]]:
+    for first in range(start, num_samples, _CHUNK):
+        positions = np.arange(first, min(first + _CHUNK, num_samples))
+        yield positions if keys is None else permute(positions, num_samples, keys)
 
 
 @dataclass(frozen=True, slots=True)
