@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from in_memory_datasets.build.bars import progress_bar
-from in_memory_datasets.build.duplicates import count_samples
+from in_memory_datasets.build.duplicates import SampleNumbers, count_samples, first_rows
 from in_memory_datasets.build.pipeline import Outcome, Threads, run
 from in_memory_datasets.build.request import LoadRequest
 from in_memory_datasets.decode import check_flac_rate
@@ -233,6 +233,7 @@ def _probe(request: LoadRequest, num_samples: int) -> Probe | None:
         raise ConfigError("probe= fetches the first samples, and an iterator is gone once it is read: pass a list")
     else:
         rows = list(itertools.islice(itertools.chain.from_iterable(reader.batches()), num_samples))
+    rows = first_rows(rows, SampleNumbers().of(rows), 0)
     encoded = isinstance(request.spec, ImageSpec) or _has_flac(request.spec)
     kept: list[tuple[int, int]] = []
 

@@ -84,7 +84,8 @@ class InMemoryImageTextDataset(InMemoryDataset[ImageServing]):
         MemoryLimitError: It does not fit; before anything is fetched.
         LoadError: No sample could be loaded, or one could not and `on_error` is "raise".
 
-    Cost: one fetch and decode per sample; width · height · 3 bytes each at rest, one copy per machine.
+    Cost: one fetch and decode per source, however many rows name it; width · height · 3 bytes each at rest, one copy
+    per machine.
 
     Example:
         >>> rows = [{"image_url": np.full((2, 2, 3), 7, np.uint8), "caption": "dark"}]
@@ -160,7 +161,8 @@ class InMemoryImageTextDataset(InMemoryDataset[ImageServing]):
         """Compute what the dataset would take in memory, decoded and encoded, and whether that fits.
 
         Takes the arguments of the class, so that the same ones serve both; `others` do not bear on the size. Nothing is
-        fetched unless a `probe` is asked for.
+        fetched unless a `probe` is asked for. Where rows repeat a source it takes less: each is stored once, which a
+        load finds out before it refuses what does not fit.
 
         Args:
             probe: How many of the first samples to fetch and decode, 64 at most, to tell how long the load will take
@@ -312,7 +314,8 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
         MemoryLimitError: It may not fit; before anything is fetched.
         LoadError: No sample could be loaded, or one could not and `on_error` is "raise".
 
-    Cost: one fetch and decode per sample; 4 (or 2) bytes per frame at rest, one copy per machine.
+    Cost: one fetch and decode per source, however many rows name it; 4 (or 2) bytes per frame at rest, one copy per
+    machine.
 
     Example:
         >>> rows = [{"audio": {"array": np.zeros(8000), "sampling_rate": 8000}, "caption": "silence"}]
@@ -401,7 +404,7 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
         """Compute what the dataset would take at most, every clip as long as `max_duration`, in every form.
 
         Takes the arguments of the class, so that the same ones serve both; `others` do not bear on the size. Nothing is
-        fetched unless a `probe` is asked for.
+        fetched unless a `probe` is asked for. Rows that repeat a source are counted each, as of pictures.
 
         Args:
             probe: How many of the first clips to fetch and decode, 64 at most: their lengths and sizes stand for all,

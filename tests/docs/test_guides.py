@@ -177,6 +177,9 @@ def keep_stores_of(files: Path) -> None:
             pictures.save(f"{name}-images")
         with InMemoryAudioTextDataset(clips, storage=storage, progress=False) as sounds:
             sounds.save(f"{name}-clips")
+    each_five_times = images.select([i // 5 for i in range(5 * NUM_ROWS)])
+    with InMemoryImageTextDataset(each_five_times, image_size=(48, 32), progress=False) as pictures:
+        pictures.save("repeated-images")
 
 
 @pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.name)

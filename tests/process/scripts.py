@@ -86,7 +86,7 @@ def tell_free_memory(file: str = "", num_bytes: int = 0) -> dict[str, Any]:
 
 def refuse_what_is_too_large(num_rows: int) -> dict[str, Any]:
     """Say whether a dataset would be loaded here."""
-    rows = [{"image_url": "/not/there.png", "caption": ""}] * num_rows
+    rows = [{"image_url": f"/not/there/{i}.png", "caption": ""} for i in range(num_rows)]
     plan = InMemoryImageTextDataset.plan(rows)
     try:
         InMemoryImageTextDataset(rows, progress=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -440,3 +440,24 @@ def test_random_crops_and_captions_are_drawn_for_each_row(tmp_path: Path) -> Non
         assert batch["audio"].unique(dim=0).shape[0] > 10
         assert {caption[-1] for caption in batch["captions"]} == {"a", "b"}
         assert [int(caption.split()[0]) for caption in batch["captions"]] == list(range(20))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cache_that_was_built_when_every_row_had_its_own_stays_valid(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class EachItsOwn(SampleNumbers):
+        def of(self, rows: Sequence[Row]) -> Any:
+            return np.array([row.index for row in rows])
+
+    source = Dataset(kind, tmp_path / "media")
+    source.directory.mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr("in_memory_datasets.build.loading.SampleNumbers", EachItsOwn)
+        source.load(cache_dir=tmp_path / "cache").close()
+    (source.directory / "2.bin").write_bytes(png(80) if kind == "images" else wav(1_600))
+    with source.load(cache_dir=tmp_path / "cache") as dataset:
+        assert (dataset.report.bytes_fetched, dataset.report.num_unique) == (0, 30)
+        assert dataset.retry_failed().num_ok == 30
+        with source.load() as fresh:
+            assert same(everything(dataset), everything(fresh))

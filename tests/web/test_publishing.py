@@ -207,7 +207,7 @@ def test_what_was_altered_on_the_way_is_refused_and_nothing_of_it_stays(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"version": 2}, "format version 2, this library reads 1"),
+        ({"version": 3}, "format version 3, this library reads 1 and 2"),
         ({"format": "another"}, "does not describe a dataset of this library"),
         ({"byteorder": "big"}, "big-endian"),
         ({"num_samples": 7}, "differs from its checksum"),
