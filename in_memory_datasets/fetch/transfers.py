@@ -7,17 +7,17 @@ import os
 import random
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 from in_memory_datasets.errors import FetchError
-from in_memory_datasets.fetch.attempt import AttemptFailed, TimeLimit, too_large
+from in_memory_datasets.fetch.attempt import AttemptFailed, TimeLimit, local_file, too_large
 from in_memory_datasets.fetch.byte_budget import ByteBudget, Grant
 from in_memory_datasets.fetch.daemon_threads import DaemonThreads
 from in_memory_datasets.fetch.files import find_local_path, read_file, read_object, stat_file, stat_object
 from in_memory_datasets.fetch.retry import choose_delay
 from in_memory_datasets.fetch.slots import Slots
-from in_memory_datasets.schema import FetchOptions, Source
+from in_memory_datasets.schema import FetchOptions, Source, names_this_machine
 
 if TYPE_CHECKING:
     from in_memory_datasets.fetch.http import HttpClient
@@ -83,6 +83,8 @@ class Transfers:
 
                 self._http = HttpClient(options, self._budget, self._slots, self._threads)
             return partial(self._http.get, str(source.value))
+        if source.kind == "fsspec" and not options.allow_local_files and names_this_machine(str(source.value)):
+            return _refuse_local_file
         path = os.fspath(source.value) if source.kind == "path" else find_local_path(source.value)
         if path is not None:
             return partial(self._read, "", partial(stat_file, path), lambda size: read_file(path, options.max_bytes))
@@ -123,6 +125,10 @@ class Transfers:
         except asyncio.TimeoutError as error:
             seconds = self._options.timeout
             raise AttemptFailed("timeout", f"not read within {seconds:g} s", transient=True) from error
+
+
+async def _refuse_local_file() -> NoReturn:
+    raise local_file()
 
 
 def check_size(size: int, max_bytes: int) -> None:
