@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import re
 import ssl
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -25,6 +26,8 @@ _OWN_REASON = frozenset({401, 403, 404, 408, 410, 429, 451})
 _UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN})
 # The server knows nothing of these.
 _OUT_OF_SOCKETS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+
+_BYTES = re.compile(r"[\s:]*\bb[\"']")
 
 ALLOW_PRIVATE_HINT = "fetch it with FetchOptions(allow_private_addresses=True) if this is your own server"
 
@@ -102,9 +105,12 @@ def _judge_connect(error: OSError, timeout_seconds: float, otherwise: str = "ref
 
 
 def _words(error: BaseException) -> str:
-    """Say what an error says; aiohttp's response errors show the whole URL, so only their message is taken."""
+    """Say what an error says.
+
+    aiohttp's response errors show the whole URL, so only their message is taken, and of that not the bytes received.
+    """
     if isinstance(error, (aiohttp.ClientResponseError, HttpProcessingError)):
-        text = error.message
+        text = _BYTES.split(error.message)[0]
     elif isinstance(error, aiohttp.ClientConnectorError):
         text = str(error.os_error)
     else:
