@@ -14,6 +14,8 @@ from in_memory_datasets.fetch.attempt import AttemptFailed
 
 # Undone at once, between two looks at the limits and at other connections.
 PIECE_BYTES = 2**20
+# A gzip may be many, one behind the other, and each of them nothing: twenty bytes that cost time and never add up.
+MAX_MEMBERS = 1000
 
 _OURS = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
 # The registered ones, which change the body; whatever else stands there ("binary", "utf-8", "none") does not.
@@ -88,6 +90,8 @@ class Inflater:
             if engine.eof:
                 self._left, self._engine = engine.unused_data, None
                 self._num_members += 1
+                if self._num_members > MAX_MEMBERS:
+                    raise AttemptFailed("content_coding", f"its body is more than {MAX_MEMBERS:,} gzip files in a row")
             else:
                 self._left = engine.unconsumed_tail
             if piece or not self._left:

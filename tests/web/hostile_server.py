@@ -133,6 +133,12 @@ class HostileServer:
         lines = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(body)}", *headers, "", ""]
         writer.write("\r\n".join(lines).encode("latin-1") + body)
 
+    @staticmethod
+    async def _drain(writer: asyncio.StreamWriter) -> None:
+        """Wait until more can be sent, and let others have a turn: once TLS is ending, drain() alone never waits."""
+        await writer.drain()
+        await asyncio.sleep(0)
+
     async def _stall(self) -> None:
         self.stalled.release()
         await self._never.wait()
@@ -211,7 +217,7 @@ class HostileServer:
         writer.write(b"HTTP/1.1 200 OK\r\n")
         while True:
             writer.write(b"X-More: and more\r\n" * 1000)
-            await writer.drain()
+            await self._drain(writer)
 
     async def _serve_endless_continue(self, request: Request, writer: asyncio.StreamWriter) -> None:
         while True:
@@ -276,7 +282,7 @@ class HostileServer:
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         while True:
             writer.write(b"10000\r\n%b\r\n" % bytes(0x10000))
-            await writer.drain()
+            await self._drain(writer)
 
     async def _serve_broken_chunk(self, request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\nnonsense\r\n")

@@ -9,7 +9,7 @@ import zlib
 import pytest
 
 from in_memory_datasets.fetch.attempt import AttemptFailed
-from in_memory_datasets.fetch.content_coding import Inflater, find_coding
+from in_memory_datasets.fetch.content_coding import MAX_MEMBERS, Inflater, find_coding
 
 
 @pytest.mark.parametrize(
@@ -109,5 +109,8 @@ def test_a_damaged_checksum_is_noticed() -> None:
         undo("gzip", bytes(body), chunk=1000, piece=1000)
 
 
-def test_many_empty_members_come_to_an_end() -> None:
-    assert undo("gzip", gzip.compress(b"", mtime=0) * 2000, chunk=10_000, piece=100) == (b"", True)
+def test_many_members_come_to_an_end() -> None:
+    nothing = gzip.compress(b"", mtime=0)
+    assert undo("gzip", nothing * MAX_MEMBERS, chunk=10_000, piece=100) == (b"", True)
+    with pytest.raises(AttemptFailed, match="more than 1,000 gzip files in a row"):
+        undo("gzip", nothing * (MAX_MEMBERS + 1), chunk=10_000, piece=100)
