@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -47,10 +47,19 @@ REASONS: tuple[str, ...] = (
     "unreadable",
     "checksum",
     "bad_response",
+    "http_408",
+    "http_5xx",
+    "unreachable",
+    "no_socket",
+    "content_coding",
+    "local_file",
 )
 STAGES: tuple[str, ...] = ("", "row", "fetch", "decode")
 
-ADDRESS_HINT = "  (private addresses are fetched with fetch=FetchOptions(allow_private_addresses=True))"
+_HINTS = {
+    "blocked_address": "  (private addresses are fetched with fetch=FetchOptions(allow_private_addresses=True))",
+    "local_file": "  (files of this machine are read with fetch=FetchOptions(allow_local_files=True))",
+}
 
 SourceKind = Literal["url", "path", "fsspec", "bytes", "object"]
 Stage = Literal["row", "fetch", "decode"]
@@ -102,6 +111,39 @@ def host_of(url: str) -> str:
         return parts.hostname or "" if parts.scheme in ("http", "https") else ""
     except ValueError:
         return ""
+
+
+# Schemes of fsspec that lead, or can be made to lead, to files or memory of this machine.
+_LOCAL_SCHEMES = frozenset(
+    {
+        "async_wrapper",
+        "asynclocal",
+        "asyncwrapper",
+        "dir",
+        "dvc",
+        "file",
+        "generic",
+        "git",
+        "local",
+        "memory",
+        "reference",
+    }
+)
+
+
+def names_this_machine(url: str) -> bool:
+    """Tell whether a URL of any scheme, or one in a chain of them, leads to files or memory of this machine.
+
+    Example:
+        >>> names_this_machine("file:///etc/passwd"), names_this_machine("zip://a.jpg::/data/x.zip")
+        (True, True)
+        >>> names_this_machine("s3://bucket/a.jpg"), names_this_machine("zip://a.jpg::s3://bucket/x.zip")
+        (False, False)
+    """
+    parts = url.split("::")
+    if "://" not in parts[-1]:
+        return True
+    return any(part.partition("://")[0].lower() in _LOCAL_SCHEMES for part in parts)
 
 
 # Query fields in which signed or keyed URLs carry what must not be shown.
@@ -235,6 +277,8 @@ class FetchOptions:
         user_agent: Sent with every request; None names this library.
         allow_private_addresses: Whether loopback, private, link-local and metadata addresses may be connected to.
         respect_opt_out: Whether a file whose server says `X-Robots-Tag: noai` (or the like) is left out.
+        allow_local_files: Whether a dataset may name files of this machine where that is not plainly its purpose: by
+            `file:`, `local:`, `memory:` and the like, and as bare paths in a column whose first source is a URL.
 
     Raises:
         ConfigError: A number is out of range.
@@ -252,6 +296,7 @@ class FetchOptions:
     user_agent: str | None = None
     allow_private_addresses: bool = False
     respect_opt_out: bool = True
+    allow_local_files: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("concurrency", 1), ("per_host", 1), ("retries", 0), ("max_bytes", 1)):
@@ -343,8 +388,7 @@ class LoadReport:
             lines.extend(f"  {failure}" for failure in self.failures[:3])
             if self.num_failed > 3:
                 lines.append(f"  … and {self.num_failed - 3:,} more in .failures")
-            if self.by_reason.get("blocked_address"):
-                lines.append(ADDRESS_HINT)
+            lines.extend(hints_for(self.by_reason))
         if self.num_empty_captions:
             lines.append(f"{self.num_empty_captions:,} rows have no caption")
         return "\n".join(lines)
@@ -353,6 +397,11 @@ class LoadReport:
 def count_reasons(failures: Iterable[Failure]) -> dict[str, int]:
     """Count failures by reason, commonest first."""
     return dict(Counter(failure.reason for failure in failures).most_common())
+
+
+def hints_for(reasons: Collection[str]) -> list[str]:
+    """Say which option lets through what failed for one of these reasons; a line for each that has one."""
+    return [hint for reason, hint in _HINTS.items() if reason in reasons]
 
 
 LimitedBy = Literal["cgroup", "machine", "memory_limit"]

@@ -28,7 +28,6 @@ from in_memory_datasets.errors import ConfigError, LoadError, MemoryLimitError, 
 from in_memory_datasets.memory import FLOOR_BYTES, available_memory, free_memory, refuse_if_too_large
 from in_memory_datasets.rows import RowReader, source_from_value
 from in_memory_datasets.schema import (
-    ADDRESS_HINT,
     FORMAT_VERSION,
     REASONS,
     Failure,
@@ -38,6 +37,7 @@ from in_memory_datasets.schema import (
     Row,
     count_reasons,
     format_bytes,
+    hints_for,
     parse_bytes,
 )
 from in_memory_datasets.store import (
@@ -426,6 +426,7 @@ def _first_failure(failure: Failure) -> str:
 def _nothing_loaded(failures: list[Failure]) -> str:
     if not failures:
         return "the dataset has no rows: look at its split and filters"
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in count_reasons(failures).items())
-    hint = ADDRESS_HINT if any(failure.reason == "blocked_address" for failure in failures) else ""
-    return f"0 of {len(failures):,} samples loaded: {reasons}; the first is {failures[0]}{hint}"
+    counts = count_reasons(failures)
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+    hints = "".join(hints_for(counts))
+    return f"0 of {len(failures):,} samples loaded: {reasons}; the first is {failures[0]}{hints}"

@@ -37,6 +37,15 @@ def too_large(size: str, max_bytes: int) -> AttemptFailed:
     )
 
 
+def local_file() -> AttemptFailed:
+    """Report a source on this machine that a dataset named where nobody asked for local files."""
+    return AttemptFailed(
+        "local_file",
+        "it names a file of this machine, which the URLs of a dataset may not lead to unasked; "
+        "FetchOptions(allow_local_files=True) reads it",
+    )
+
+
 class TimeLimit:
     """Bound the seconds one attempt spends inside its `with` blocks; between them its clock stands still.
 

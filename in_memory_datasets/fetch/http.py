@@ -6,7 +6,6 @@ import asyncio
 import re
 import socket
 from importlib import metadata
-from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -16,8 +15,10 @@ from yarl import URL
 from in_memory_datasets.fetch.address_guard import open_guarded_socket
 from in_memory_datasets.fetch.attempt import AttemptFailed, TimeLimit, too_large
 from in_memory_datasets.fetch.byte_budget import ByteBudget, Grant
+from in_memory_datasets.fetch.content_coding import PIECE_BYTES, Inflater, find_coding
 from in_memory_datasets.fetch.daemon_threads import DaemonThreads
 from in_memory_datasets.fetch.http_failures import HTTP_ERRORS, judge_error, judge_status
+from in_memory_datasets.fetch.names import Names
 from in_memory_datasets.fetch.opt_out import find_opt_out, find_product
 from in_memory_datasets.schema import FetchOptions, strip_credentials
 
@@ -26,11 +27,8 @@ MAX_REDIRECTS = 10
 FIRST_GUESS_BYTES = 2**20
 # What a connection may take in before its body is admitted. aiohttp's default of 256 KiB would be 64 MiB for 128.
 READ_BUFFER_BYTES = 2**16
-# Hours of a load ask for the same few hosts; addresses behind a name do change within the hour.
-DNS_TTL_SECONDS = 600
 # Every host seen keeps its idle connections this long, and a dataset may name thousands of hosts.
 KEEPALIVE_SECONDS = 5.0
-MAX_LOOKUPS = 32
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PRINTABLE_ASCII = re.compile(r"[!-~]+")
@@ -44,10 +42,11 @@ class HttpClient:
         self._budget = budget
         user_agent = options.user_agent or default_user_agent()
         self._product = find_product(user_agent)
+        self._names = Names(threads)
         connector = aiohttp.TCPConnector(
             limit=0,  # the schedule bounds the requests
-            resolver=_ThreadResolver(threads),
-            ttl_dns_cache=DNS_TTL_SECONDS,
+            resolver=_Resolver(self._names),
+            use_dns_cache=False,  # the names are kept by us
             keepalive_timeout=KEEPALIVE_SECONDS,
             socket_factory=None if options.allow_private_addresses else open_guarded_socket,
         )
@@ -57,6 +56,7 @@ class HttpClient:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
             trust_env=False,
             read_bufsize=READ_BUFFER_BYTES,
+            auto_decompress=False,  # a bomb would be taken apart before its limit is looked at
             # Media is compressed as it is. Without a coding its length is known before its first byte is read.
             headers={"User-Agent": user_agent, "Accept": "*/*", "Accept-Encoding": "identity"},
         )
@@ -64,6 +64,7 @@ class HttpClient:
     async def close(self) -> None:
         """Close every connection."""
         await self._session.close()
+        await self._names.close()
 
     def attempt(self, address: str) -> HttpAttempt:
         """Begin one attempt; nothing is asked for before its first step.
@@ -73,7 +74,25 @@ class HttpClient:
         """
         return HttpAttempt(self, parse_url(address), TimeLimit(self._options.timeout))
 
-    async def request(self, url: URL, limit: TimeLimit) -> tuple[bytes, Grant] | URL:
+    def knows(self, host: str) -> bool:
+        """Tell whether it is known where a host is, or that it is nowhere."""
+        return self._names.is_known(host)
+
+    async def find(self, host: str, limit: TimeLimit) -> None:
+        """Find out where a host is.
+
+        Raises:
+            AttemptFailed: It is nowhere, or nobody says where.
+        """
+        try:
+            with limit:
+                await self._names.find(host)
+        except asyncio.TimeoutError as error:
+            seconds = self._options.timeout
+            detail = f"no name server answered for {host:.100} within {seconds:g} s"
+            raise AttemptFailed("dns", detail, transient=True) from error
+
+    async def request(self, url: URL, host: str, limit: TimeLimit) -> tuple[bytes, Grant] | URL:
         """Make one request; give the body, or where to it was redirected.
 
         Raises:
@@ -89,6 +108,8 @@ class HttpClient:
             finally:
                 response.release()  # closes the connection where the body was not read to its end
         except HTTP_ERRORS as error:
+            if isinstance(error, (aiohttp.ClientConnectorError, asyncio.TimeoutError)):
+                self._names.doubt(host)
             raise judge_error(error, timeout_seconds=self._options.timeout) from error
 
     async def _read(self, response: aiohttp.ClientResponse, limit: TimeLimit) -> tuple[bytes, Grant]:
@@ -107,19 +128,16 @@ class HttpClient:
         length = response.content_length
         if length is not None and length > max_bytes:
             raise too_large(f"{length:,}", max_bytes)
+        coding = find_coding(response.headers.get("Content-Encoding"))
         # A length is a promise only where the body comes as it is; otherwise it grows while it is read.
-        is_exact = (
-            length is not None
-            and "Transfer-Encoding" not in response.headers
-            and response.headers.get("Content-Encoding", "identity").strip().lower() in ("", "identity")
-        )
+        is_exact = length is not None and not coding and "Transfer-Encoding" not in response.headers
         grant = await self._budget.acquire(length if is_exact and length else min(FIRST_GUESS_BYTES, max_bytes))
         try:
             if is_exact:
                 with limit:
                     data = await response.content.read()
             else:
-                data = await self._read_unknown(response.content, grant, limit)
+                data = await self._read_unknown(response.content, coding, grant, limit)
             if not data:
                 raise AttemptFailed("empty", "the body is empty, expected an encoded file")
         except BaseException:
@@ -128,22 +146,38 @@ class HttpClient:
         grant.shrink(len(data))
         return data, grant
 
-    async def _read_unknown(self, content: aiohttp.StreamReader, grant: Grant, limit: TimeLimit) -> bytes:
+    async def _read_unknown(self, content: aiohttp.StreamReader, coding: str, grant: Grant, limit: TimeLimit) -> bytes:
+        """Read a body whose length is not known; both as it comes and as it is, it has no more than `max_bytes`."""
         max_bytes = self._options.max_bytes
-        chunks: list[bytes] = []
-        num_bytes = 0
+        pieces: list[bytes] = []
+        inflater = Inflater(coding) if coding else None
+        num_received = num_bytes = 0
         while True:
             with limit:
-                chunk = await content.readany()
-            if not chunk:
-                return b"".join(chunks)
-            chunks.append(chunk)
-            num_bytes += len(chunk)
-            if num_bytes > max_bytes:
+                piece = await content.readany()
+            if not piece:
+                break
+            num_received += len(piece)
+            if inflater is not None:
+                inflater.feed(piece)
+                piece = inflater.inflate(PIECE_BYTES)
+            while piece:
+                pieces.append(piece)
+                num_bytes += len(piece)
+                if num_bytes > max_bytes:
+                    raise too_large(f"more than {max_bytes:,}", max_bytes)
+                if num_bytes > grant.num_bytes:
+                    wanted = min(max(num_bytes, 2 * grant.num_bytes), max_bytes)
+                    await self._budget.grow(grant, wanted - grant.num_bytes)
+                if inflater is None:
+                    break
+                await asyncio.sleep(0)  # others have their turn
+                piece = inflater.inflate(PIECE_BYTES)
+            if num_received > max_bytes:
                 raise too_large(f"more than {max_bytes:,}", max_bytes)
-            if num_bytes > grant.num_bytes:
-                wanted = min(max(num_bytes, 2 * grant.num_bytes), max_bytes)
-                await self._budget.grow(grant, wanted - grant.num_bytes)
+        if inflater is not None and not inflater.is_whole:
+            raise AttemptFailed("content_coding", "its body cannot be decompressed (it ends too early)")
+        return b"".join(pieces)
 
 
 class HttpAttempt:
@@ -160,13 +194,26 @@ class HttpAttempt:
         self._seen = [url]
         self.place = (url.raw_host or "").lower()
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is known where the host is."""
+        return self._client.knows(self.place)
+
+    async def prepare(self) -> None:
+        """Find out where the host is.
+
+        Raises:
+            AttemptFailed: It is nowhere, or nobody says where.
+        """
+        await self._client.find(self.place, self._limit)
+
     async def step(self) -> tuple[bytes, Grant] | None:
         """Make one request; None where it was redirected.
 
         Raises:
             AttemptFailed: The body could not be had.
         """
-        result = await self._client.request(self._url, self._limit)
+        result = await self._client.request(self._url, self.place, self._limit)
         if not isinstance(result, URL):
             return result
         if result in self._seen:
@@ -228,42 +275,26 @@ def default_user_agent() -> str:
     return f"in-memory-datasets/{version} (+https://pypi.org/project/in-memory-datasets/)"
 
 
-class _ThreadResolver(AbstractResolver):
-    """Look names up in threads of ours.
+class _Resolver(AbstractResolver):
+    """Give aiohttp the addresses that are known."""
 
-    aiohttp's own resolver shares asyncio's default pool of a few threads, which a handful of dead names fills for
-    seconds, and which the interpreter waits for when it ends.
-    """
-
-    def __init__(self, threads: DaemonThreads) -> None:
-        self._threads = threads
-        self._slots = asyncio.Semaphore(MAX_LOOKUPS)
+    def __init__(self, names: Names) -> None:
+        self._names = names
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        async with self._slots:
-            return await asyncio.wrap_future(self._threads.submit(_look_up, host, port, family))
+        try:
+            addresses = await self._names.find(host)
+        except AttemptFailed as failure:  # it was known a moment ago
+            raise OSError(None, failure.detail) from failure
+        numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+        return [
+            ResolveResult(
+                hostname=host, host=address, port=port, family=found_family, proto=socket.IPPROTO_TCP, flags=numeric
+            )
+            for found_family, address in addresses
+        ]
 
     async def close(self) -> None:
-        """Do nothing: the threads belong to somebody else."""
-
-
-def _look_up(host: str, port: int, family: int) -> list[ResolveResult]:
-    try:
-        infos: list[Any] = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
-    except UnicodeError as error:  # a label that no name server could be asked for
-        raise socket.gaierror(socket.EAI_NONAME, str(error)) from error
-    numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-    return [
-        ResolveResult(
-            hostname=host,
-            # A link-local IPv6 address means nothing without its interface.
-            host=f"{address[0]}%{address[3]}" if len(address) > 3 and address[3] else address[0],
-            port=address[1],
-            family=found_family,
-            proto=protocol,
-            flags=numeric,
-        )
-        for found_family, _, protocol, _, address in infos
-    ]
+        """Do nothing: the names are closed by whoever made them."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import re
 import ssl
 from collections.abc import Mapping
 from http import HTTPStatus
 
 import aiohttp
-from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
+from aiohttp.http_exceptions import HttpProcessingError
 
 from in_memory_datasets.fetch.address_guard import BLOCKED_MESSAGE, BlockedAddressError
 from in_memory_datasets.fetch.attempt import AttemptFailed
@@ -21,8 +22,12 @@ from in_memory_datasets.schema import strip_credentials
 HTTP_ERRORS = (aiohttp.ClientError, HttpProcessingError, asyncio.TimeoutError, OSError, ValueError, RuntimeError)
 
 TRANSIENT_STATUSES = frozenset({408, 425, 429})
-_OWN_REASON = frozenset({401, 403, 404, 410, 429, 451})
-_UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ENETDOWN})
+_OWN_REASON = frozenset({401, 403, 404, 408, 410, 429, 451})
+_UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN})
+# The server knows nothing of these.
+_OUT_OF_SOCKETS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+
+_BYTES = re.compile(r"[\s:]*\bb[\"']")
 
 ALLOW_PRIVATE_HINT = "fetch it with FetchOptions(allow_private_addresses=True) if this is your own server"
 
@@ -35,8 +40,9 @@ def judge_status(status: int, headers: Mapping[str, str]) -> AttemptFailed | Non
         phrase = f"{status} ({HTTPStatus(status).phrase})"
     except ValueError:
         phrase = str(status)
+    reason = f"http_{status}" if status in _OWN_REASON else "http_5xx" if 500 <= status < 600 else "http_status"
     return AttemptFailed(
-        f"http_{status}" if status in _OWN_REASON else "http_status",
+        reason,
         f"the server answered {phrase}, expected 200",
         transient=status in TRANSIENT_STATUSES or 500 <= status < 600,
         retry_after=parse_retry_after(headers.get("Retry-After")),
@@ -68,8 +74,6 @@ def _judge(error: BaseException, timeout_seconds: float) -> tuple[str, str, bool
     if isinstance(error, aiohttp.ClientConnectorError):
         return _judge_connect(error.os_error, timeout_seconds)
     if isinstance(error, aiohttp.ClientPayloadError):
-        if isinstance(error.__cause__, ContentEncodingError) or "content-encoding" in str(error):
-            return "bad_response", f"the body cannot be decompressed ({_words(error)})", False
         if ConnectionResetError.__name__ in str(error):  # aiohttp keeps the system's error in its text alone
             return "reset", "the server reset the connection in the middle of the body", True
         return "truncated", f"the body broke off ({_words(error)})", True
@@ -94,14 +98,20 @@ def _judge_connect(error: OSError, timeout_seconds: float, otherwise: str = "ref
     if isinstance(error, ConnectionError):
         return "reset", f"the connection broke ({_words(error)})", True
     if error.errno in _UNREACHABLE:
-        return "refused", f"the host cannot be reached ({_words(error)})", True
+        return "unreachable", f"the host cannot be reached ({_words(error)})", True
+    if error.errno in _OUT_OF_SOCKETS:
+        hint = "raise `ulimit -n` or lower FetchOptions(concurrency=...)"
+        return "no_socket", f"this machine has no socket left for it ({_words(error)}); {hint}", True
     return otherwise, f"no working connection ({_words(error)})", True
 
 
 def _words(error: BaseException) -> str:
-    """Say what an error says; aiohttp's response errors show the whole URL, so only their message is taken."""
+    """Say what an error says.
+
+    aiohttp's response errors show the whole URL, so only their message is taken, and of that not the bytes received.
+    """
     if isinstance(error, (aiohttp.ClientResponseError, HttpProcessingError)):
-        text = error.message
+        text = _BYTES.split(error.message)[0]
     elif isinstance(error, aiohttp.ClientConnectorError):
         text = str(error.os_error)
     else:

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from in_memory_datasets.errors import FetchError
-from in_memory_datasets.fetch.attempt import AttemptFailed, TimeLimit, too_large
+from in_memory_datasets.fetch.attempt import AttemptFailed, TimeLimit, local_file, too_large
 from in_memory_datasets.fetch.byte_budget import ByteBudget, Grant
 from in_memory_datasets.fetch.daemon_threads import DaemonThreads
 from in_memory_datasets.fetch.files import find_local_path, read_file, read_object, stat_file, stat_object
 from in_memory_datasets.fetch.loop_thread import LoopThread
 from in_memory_datasets.fetch.retry import choose_delay
 from in_memory_datasets.fetch.schedule import Schedule
-from in_memory_datasets.schema import FetchOptions, Source
+from in_memory_datasets.schema import FetchOptions, Source, names_this_machine
 
 if TYPE_CHECKING:
     from in_memory_datasets.fetch.http import HttpClient
@@ -35,6 +35,17 @@ class Attempt(Protocol):
     """One attempt at a source, of one or several steps, each in a turn of the host or bucket it goes to."""
 
     place: str
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the next step can be made, or `prepare` must be awaited before; for that nobody's turn is taken."""
+
+    async def prepare(self) -> None:
+        """Make ready for the next step.
+
+        Raises:
+            AttemptFailed: The attempt has failed.
+        """
 
     async def step(self) -> tuple[bytes, Grant] | None:
         """Make the next step; None where another one, at the `place` of now, is to follow.
@@ -151,7 +162,33 @@ class Transfers:
         except AttemptFailed as failure:
             transfer.done(describe_failure(transfer.source, failure, transfer.num_attempts))
         else:
-            self._schedule.add(transfer.attempt.place, transfer, first=again)
+            self._line_up(transfer, first=again)
+
+    def _line_up(self, transfer: _Transfer, *, first: bool) -> None:
+        attempt = transfer.attempt
+        assert attempt is not None
+        if attempt.is_ready:
+            self._schedule.add(attempt.place, transfer, first=first)
+        else:
+            self.loop.spawn(self._prepare(transfer, attempt, first=first))
+
+    async def _prepare(self, transfer: _Transfer, attempt: Attempt, *, first: bool) -> None:
+        try:
+            await attempt.prepare()
+        except AttemptFailed as error:
+            error.__traceback__ = error.__cause__ = error.__context__ = None
+            if transfer.seconds is None:
+                transfer.num_attempts += 1
+            self._fail(transfer, error)
+        except asyncio.CancelledError:
+            transfer.done(CancelledError("the fetcher was closed"))
+        except BaseException as error:  # noqa: BLE001 - handed to whoever asked for the source
+            transfer.done(error)
+        else:
+            if self._is_closing:
+                transfer.done(CancelledError("the fetcher was closed"))
+            else:
+                self._schedule.add(attempt.place, transfer, first=first)
 
     async def _step(self, transfer: _Transfer) -> None:
         """Make one step of an attempt, and see to what comes next."""
@@ -184,7 +221,7 @@ class Transfers:
         elif self._is_closing:
             transfer.done(CancelledError("the fetcher was closed"))
         else:
-            self._schedule.add(attempt.place, transfer, first=True)
+            self._line_up(transfer, first=True)
 
     def _fail(self, transfer: _Transfer, failure: AttemptFailed) -> None:
         if not failure.transient or transfer.num_attempts > self._options.retries:
@@ -213,6 +250,8 @@ class Transfers:
 
                 self._http = HttpClient(options, self._budget, self._threads)
             return self._http.attempt(str(source.value))
+        if source.kind == "fsspec" and not options.allow_local_files and names_this_machine(str(source.value)):
+            raise local_file()
         path = os.fspath(source.value) if source.kind == "path" else find_local_path(source.value)
         if path is not None:
             return _ReadAttempt(self, "", partial(stat_file, path), lambda size: read_file(path, options.max_bytes))
@@ -265,6 +304,10 @@ class _ReadAttempt:
     place: str
     measure: Callable[[], int | None]
     read: Callable[[int | None], bytes]
+    is_ready: bool = True
+
+    async def prepare(self) -> None:
+        """Do nothing."""
 
     async def step(self) -> tuple[bytes, Grant]:
         return await self.transfers.read(self.measure, self.read)

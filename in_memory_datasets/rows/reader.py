@@ -22,7 +22,7 @@ import xxhash
 from in_memory_datasets.errors import ConfigError, SampleError
 from in_memory_datasets.rows.captions import captions_from_value
 from in_memory_datasets.rows.columns import Column, ColumnSpec, check_types, find_column
-from in_memory_datasets.rows.sources import source_from_value
+from in_memory_datasets.rows.sources import is_remote, path_among_urls, source_from_value
 from in_memory_datasets.schema import Row, strip_credentials
 
 # Rows read at once: many where they hold addresses, few where they hold the media themselves.
@@ -116,6 +116,8 @@ class RowReader(ABC):
     reads_once: bool = False
     _media: Column
     _captions: Column
+    # Whether the first source there is has to be fetched from somewhere; None until it was seen.
+    _holds_urls: bool | None = None
 
     @cached_property
     def identity(self) -> str | None:
@@ -145,6 +147,11 @@ class RowReader(ABC):
         """
         raise ConfigError(f"a {type(self).__name__} reads rows only in order")
 
+    def _see_first_source(self) -> None:
+        """Learn from the front what kind of column it is, before rows are taken from its middle."""
+        if self._holds_urls is None and not any(row.source for rows in self.batches() for row in rows):
+            self._holds_urls = False
+
     def _find_columns(self, media_col: ColumnSpec, txt_col: ColumnSpec, names: Iterable[str]) -> None:
         names = list(names)
         self._media = find_column(media_col, names, kind="media")
@@ -168,6 +175,11 @@ class RowReader(ABC):
             return _unusable(index, _describe(f"its captions ({self._captions.name})", error))
         try:
             source = source_from_value(self._media.value_in(record))
+            if source is not None:
+                if self._holds_urls is None:
+                    self._holds_urls = is_remote(source)
+                if self._holds_urls and source.kind == "path":
+                    source = path_among_urls(source)
         except SampleError as error:
             return Row(index, None, captions, error)
         except Exception as error:  # noqa: BLE001 - likewise
@@ -229,6 +241,7 @@ class DatasetReader(RowReader):
         """Give some rows by number."""
         if not len(indices):
             return []
+        self._see_first_source()
         records = self._stored[list(indices)].to_pylist()
         return [self._make_row(index, record) for index, record in zip(indices, records, strict=True)]
 
@@ -301,6 +314,7 @@ class SequenceReader(RowReader):
 
     def take(self, indices: Sequence[int]) -> list[Row]:
         """Give some rows by number."""
+        self._see_first_source()
         return [self._make_row(index, self._record(index)) for index in indices]
 
 

@@ -6,6 +6,7 @@ import base64
 import binascii
 import mimetypes
 import os
+import re
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
@@ -15,7 +16,10 @@ import numpy as np
 
 from in_memory_datasets.errors import SampleError
 from in_memory_datasets.rows.missing import is_missing
-from in_memory_datasets.schema import Source, strip_credentials
+from in_memory_datasets.schema import Source, names_this_machine, strip_credentials
+
+# What begins like a URL. One letter alone is a drive.
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 
 def source_from_value(value: Any) -> Source | None:
@@ -50,6 +54,25 @@ def source_from_value(value: Any) -> Source | None:
     return Source("object", value)
 
 
+def is_remote(source: Source) -> bool:
+    """Tell whether a source is to be had from somewhere else: by http(s), or from an object store."""
+    return source.kind == "url" or (source.kind == "fsspec" and not names_this_machine(source.value))
+
+
+def path_among_urls(source: Source) -> Source:
+    """Turn a bare path out of a column of URLs into a file: URL, which is only read where local files are asked for.
+
+    Such a column was gathered from the web. What looks like a path in it is the rest of a link, or somebody's attempt
+    to have a file of this machine end up in a data set.
+
+    Raises:
+        SampleError: It is a URL of some other kind.
+    """
+    if _SCHEME.match(source.value):
+        raise SampleError(f"{source.value!r:.200} is no URL of a kind that can be fetched", reason="bad_url")
+    return Source("fsspec", f"file://{source.value}", source.name)
+
+
 def _from_text(text: str) -> Source | None:
     text = str(text).strip()
     if not text:
@@ -66,6 +89,8 @@ def _from_text(text: str) -> Source | None:
         return Source("url", text, _name_of_url(text))
     if scheme == "data":
         return _from_data_url(text)
+    if scheme in ("file", "local") and "://" not in text and ":" in text:  # file:/path is one as well
+        text = f"{scheme}://{text[len(scheme) + 1 :]}"
     if text.startswith("//"):
         return Source("url", f"https:{text}", _name_of_url(f"https:{text}"))
     if "://" in text:

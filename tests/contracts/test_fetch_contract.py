@@ -27,7 +27,7 @@ class FetchContract:
 
     @pytest.fixture
     def fetcher(self) -> Iterator[Fetcher]:
-        options = FetchOptions(allow_private_addresses=True, retries=0, max_bytes=300_000)
+        options = FetchOptions(allow_private_addresses=True, allow_local_files=True, retries=0, max_bytes=300_000)
         with Fetcher(options, max_buffered_bytes=400_000) as fetcher:
             yield fetcher
 

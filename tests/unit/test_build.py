@@ -59,7 +59,7 @@ def levels(dataset: InMemoryImageTextDataset) -> list[int]:
 
 def test_each_row_gets_its_own_sample_whatever_arrives_first(files: list[str]) -> None:
     mixed: list[Any] = [png(i) if i % 3 == 0 else files[i] if i % 3 == 1 else f"file://{files[i]}" for i in range(20)]
-    fetch = FetchOptions(allow_private_addresses=True)
+    fetch = FetchOptions(allow_private_addresses=True, allow_local_files=True)
     with InMemoryImageTextDataset(rows_of(mixed), image_size=SIZE, num_threads=4, fetch=fetch) as dataset:
         assert levels(dataset) == list(range(20))
         assert dataset[7]["caption"] == "row 7"

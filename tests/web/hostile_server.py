@@ -40,6 +40,8 @@ class HostileServer:
     """Serve on 127.0.0.1 from a thread of its own; a context manager.
 
     Attributes:
+        files: What /file/NAME serves: a body, and the headers besides its length.
+        places: Where /place/NAME redirects to.
         requests: Every request, in order of arrival.
         num_connections: Connections accepted so far.
         num_open_at_most: The most requests to /gate that were under way at once, by Host header; "" for all.
@@ -52,6 +54,8 @@ class HostileServer:
         self._seen: Counter[str] = Counter()
         self._open: Counter[str] = Counter()
         self._handlers: set[asyncio.Task[None]] = set()
+        self.files: dict[str, tuple[bytes, tuple[str, ...]]] = {}
+        self.places: dict[str, str] = {}
         self.requests: list[Request] = []
         self.num_connections = 0
         self.num_open_at_most: Counter[str] = Counter()
@@ -85,7 +89,7 @@ class HostileServer:
     async def _start(self) -> None:
         self._never = asyncio.Event()
         self._gates: dict[int, asyncio.Event] = {}
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._tls, backlog=512)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._tls, backlog=512, limit=2**20)
         self.port: int = self._server.sockets[0].getsockname()[1]
 
     async def _end(self) -> None:
@@ -129,6 +133,12 @@ class HostileServer:
         lines = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(body)}", *headers, "", ""]
         writer.write("\r\n".join(lines).encode("latin-1") + body)
 
+    @staticmethod
+    async def _drain(writer: asyncio.StreamWriter) -> None:
+        """Wait until more can be sent, and let others have a turn: once TLS is ending, drain() alone never waits."""
+        await writer.drain()
+        await asyncio.sleep(0)
+
     async def _stall(self) -> None:
         self.stalled.release()
         await self._never.wait()
@@ -138,6 +148,30 @@ class HostileServer:
 
     async def _serve_ok(self, request: Request, writer: asyncio.StreamWriter) -> None:
         self._answer(writer, make_body(int(request.parts[1])))
+
+    async def _serve_file(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        """/file/NAME/... answers with one of `files`."""
+        body, headers = self.files[request.parts[1]]
+        self._answer(writer, body, *headers)
+
+    async def _serve_file_once_allowed(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        """/file-once-allowed/STATUS/TIMES/NAME?h=... answers STATUS so many times, and with a file from then on."""
+        self._seen[request.target] += 1
+        if self._seen[request.target] <= int(request.parts[2]):
+            self._answer(writer, b"not now", *request.query.get("h", ()), status=int(request.parts[1]))
+        else:
+            body, headers = self.files[request.parts[3]]
+            self._answer(writer, body, *headers)
+
+    async def _serve_file_of_length(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        """/file-of-length/N/NAME says that a file has N bytes, and sends all that it has."""
+        body, headers = self.files[request.parts[2]]
+        lines = ["HTTP/1.1 200 OK", f"Content-Length: {request.parts[1]}", *headers, "", ""]
+        writer.write("\r\n".join(lines).encode("latin-1") + body)
+        if int(request.parts[1]) > len(body):
+            await writer.drain()
+            writer.close()
+            raise ConnectionResetError
 
     async def _serve_header(self, request: Request, writer: asyncio.StreamWriter) -> None:
         """/header?h=Name: value&h=... answers with these headers."""
@@ -160,6 +194,36 @@ class HostileServer:
 
     async def _serve_empty(self, request: Request, writer: asyncio.StreamWriter) -> None:
         self._answer(writer, b"")
+
+    async def _serve_silence(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        await self._stall()
+
+    async def _serve_no_body(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        await self._stall()
+
+    async def _serve_trickle(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        """/trickle/STAGE sends a byte a second, of the headers or of the body."""
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
+        if request.parts[1] == "body":
+            writer.write(head)
+            head = bytes(1000)
+        for byte in head:
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(1)
+
+    async def _serve_endless_headers(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n")
+        while True:
+            writer.write(b"X-More: and more\r\n" * 1000)
+            await self._drain(writer)
+
+    async def _serve_endless_continue(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        while True:
+            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.01)
 
     async def _serve_slow_headers(self, request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n")
@@ -218,7 +282,7 @@ class HostileServer:
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         while True:
             writer.write(b"10000\r\n%b\r\n" % bytes(0x10000))
-            await writer.drain()
+            await self._drain(writer)
 
     async def _serve_broken_chunk(self, request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\nnonsense\r\n")
@@ -243,6 +307,12 @@ class HostileServer:
         location = f"/chain/{left - 1}" if left > 1 else "/ok/100"
         self._answer(writer, b"elsewhere", f"Location: {location}", status=302)
 
+    async def _serve_chain_to_file(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        """/chain-to-file/N/NAME redirects N times, relatively, and then serves a file."""
+        left, name = int(request.parts[1]), request.parts[2]
+        location = f"/chain-to-file/{left - 1}/{name}" if left > 1 else f"/file/{name}"
+        self._answer(writer, b"elsewhere", f"Location: {location}", status=302)
+
     async def _serve_loop(self, request: Request, writer: asyncio.StreamWriter) -> None:
         self._answer(writer, b"", "Location: /loop", status=301)
 
@@ -250,6 +320,10 @@ class HostileServer:
         """/to?u=URL redirects there; without u it names no place."""
         headers = [f"Location: {url}" for url in request.query.get("u", ())]
         self._answer(writer, b"elsewhere", *headers, status=307)
+
+    async def _serve_place(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        """/place/NAME redirects to one of `places`."""
+        self._answer(writer, b"elsewhere", f"Location: {self.places[request.parts[1]]}", status=302)
 
     async def _serve_gate(self, request: Request, writer: asyncio.StreamWriter) -> None:
         """/gate/N answers nobody until N of these requests are under way."""

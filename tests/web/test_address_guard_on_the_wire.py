@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -28,6 +30,58 @@ def test_loopback_is_refused_in_every_spelling(server: HostileServer, fail: Fail
     assert (error.reason, error.attempts) == ("blocked_address", 1)
     assert "allow_private_addresses=True" in str(error)
     assert server.num_connections == 0
+
+
+@pytest.mark.parametrize("host", ["2130706433", "0177.0.0.1", "127.1", "0x7f000001", "017700000001", "127.0.0.1."])
+def test_other_spellings_of_a_number_lead_nowhere(server: HostileServer, fail: Fail, host: str) -> None:
+    """Either it is no address, or it is the one that the guard knows."""
+    error = fail(server.url("/ok/1", host=host), allow_private_addresses=False, retries=0)
+    assert error.reason in ("blocked_address", "bad_url", "dns")
+    assert server.num_connections == 0
+
+
+def resolve_as(monkeypatch: pytest.MonkeyPatch, *answers: str) -> list[str]:
+    """Answer for every name under "test" with one address after the other; give the names asked for."""
+    system, asked = socket.getaddrinfo, []
+
+    def getaddrinfo(host: Any, port: Any, *arguments: Any, **options: Any) -> Any:
+        if not str(host).rstrip(".").endswith(".test"):
+            return system(host, port, *arguments, **options)
+        asked.append(host)
+        return system(answers[min(len(asked), len(answers)) - 1], port, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return asked
+
+
+@pytest.mark.parametrize("host", ["inside.test", "inside.test.", "INSIDE.test"])
+@pytest.mark.parametrize("address", ["127.0.0.1", "169.254.169.254", "::ffff:127.0.0.1", "::1"])
+def test_a_name_does_not_lead_past_the_guard(
+    server: HostileServer, fail: Fail, monkeypatch: pytest.MonkeyPatch, host: str, address: str
+) -> None:
+    resolve_as(monkeypatch, address)
+    assert fail(server.url("/ok/1", host=host), allow_private_addresses=False).reason == "blocked_address"
+    assert server.num_connections == 0
+
+
+@pytest.mark.usefixtures("loopback_is_public")
+def test_a_name_that_changes_its_address_does_not_lead_past_the_guard(
+    server: HostileServer, make_fetcher: MakeFetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was looked up is what is connected to: there is no second look-up between check and use to be lied to."""
+    asked = resolve_as(monkeypatch, "127.0.0.1", "127.0.0.2")
+    fetcher = make_fetcher(allow_private_addresses=False)
+    for _ in range(3):
+        assert fetcher.fetch(Source("url", server.url("/ok/9", host="rebinding.test"))).data == make_body(9)
+        server.drop_connections()
+    assert asked == ["rebinding.test"]
+    error = (
+        make_fetcher(allow_private_addresses=False)
+        .submit(Source("url", server.url("/ok/9", host="rebinding.test")))
+        .exception(60)
+    )
+    assert isinstance(error, FetchError)
+    assert error.reason == "blocked_address"
 
 
 @pytest.mark.parametrize(

@@ -33,19 +33,19 @@ def fail(fetcher: Fetcher, url: str) -> FetchError:
 
 
 def test_memory_urls_are_read(memory_file: str, make_fetcher: MakeFetcher) -> None:
-    fetcher = make_fetcher(allow_private_addresses=False)
+    fetcher = make_fetcher(allow_private_addresses=False, allow_local_files=True)
     fetched = fetcher.fetch(Source("fsspec", memory_file))
     assert (fetched.data, fetched.num_bytes, fetched.num_attempts) == (b"in memory", 9, 1)
     assert fail(fetcher, "memory://pictures/none.jpg").reason == "not_found"
     assert fail(fetcher, "memory://pictures/empty.jpg").reason == "empty"
     assert fail(fetcher, "memory://pictures").reason == "unreadable"
-    assert fail(make_fetcher(max_bytes=8), memory_file).reason == "too_large"
+    assert fail(make_fetcher(max_bytes=8, allow_local_files=True), memory_file).reason == "too_large"
 
 
 def test_file_urls_are_read(tmp_path: Path, make_fetcher: MakeFetcher) -> None:
     path = tmp_path / "a b.jpg"
     path.write_bytes(b"on disk")
-    fetcher = make_fetcher()
+    fetcher = make_fetcher(allow_local_files=True)
     assert fetcher.fetch(Source("fsspec", f"file://{path}")).data == b"on disk"
     assert fail(fetcher, f"file://{tmp_path}/none.jpg").reason == "not_found"
     assert fail(fetcher, f"file://{tmp_path}").reason == "unreadable"
@@ -54,8 +54,33 @@ def test_file_urls_are_read(tmp_path: Path, make_fetcher: MakeFetcher) -> None:
 def test_chained_urls_are_read(tmp_path: Path, make_fetcher: MakeFetcher) -> None:
     with ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("in/a.jpg", b"zipped")
-    fetcher = make_fetcher(allow_private_addresses=False)
+    fetcher = make_fetcher(allow_private_addresses=False, allow_local_files=True)
     assert fetcher.fetch(Source("fsspec", f"zip://in/a.jpg::{tmp_path}/x.zip")).data == b"zipped"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/hostname",
+        "FILE:///etc/hostname",
+        "local:///etc/hostname",
+        "memory://pictures/a.jpg",
+        "dir://hostname::file:///etc",
+        "zip://a.jpg::/data/x.zip",
+        "zip://a.jpg::file:///data/x.zip",
+        "simplecache::file:///etc/hostname",
+        "file:///etc/hostname::s3://bucket/key",
+        "git:///work/repository:main@a.jpg",
+        "reference://a.jpg",
+    ],
+)
+@pytest.mark.parametrize("allow_private_addresses", [False, True])
+def test_what_names_this_machine_is_refused_unless_it_was_asked_for(
+    url: str, allow_private_addresses: bool, memory_file: str, make_fetcher: MakeFetcher
+) -> None:
+    error = fail(make_fetcher(allow_private_addresses=allow_private_addresses, retries=3), url)
+    assert (error.reason, error.attempts) == ("local_file", 1)
+    assert "FetchOptions(allow_local_files=True)" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import aiohttp.http_exceptions
 import pytest
 from yarl import URL
 
-from in_memory_datasets.fetch.http_failures import HTTP_ERRORS, judge_error
+from in_memory_datasets.fetch.http_failures import HTTP_ERRORS, judge_error, judge_status
 from in_memory_datasets.schema import REASONS
 
 REQUEST = aiohttp.RequestInfo(URL("http://me:geheim@a.example/?token=abc"), "GET", {}, URL("http://a.example/"))  # type: ignore[arg-type]
@@ -72,8 +72,8 @@ def test_every_exception_of_aiohttp_is_caught_and_has_a_reason(kind: type[BaseEx
         (aiohttp.ClientConnectorSSLError(KEY, ssl.SSLError(1, "handshake")), "tls", True),
         (CERTIFICATE, "tls", False),
         (ssl.SSLError(1, "bad record"), "tls", True),
-        (aiohttp.ClientConnectorError(KEY, OSError(errno.EHOSTUNREACH, "no route")), "refused", True),
-        (aiohttp.ClientConnectorError(KEY, OSError(errno.EMFILE, "too many files")), "refused", True),
+        (aiohttp.ClientConnectorError(KEY, OSError(errno.EHOSTUNREACH, "no route")), "unreachable", True),
+        (aiohttp.ClientConnectorError(KEY, OSError(errno.EMFILE, "too many files")), "no_socket", True),
         (aiohttp.ClientConnectorError(KEY, TimeoutError(errno.ETIMEDOUT, "slow")), "timeout", True),
         (aiohttp.ClientOSError(errno.ECONNRESET, "reset"), "reset", True),
         (ConnectionResetError(errno.ECONNRESET, "reset"), "reset", True),
@@ -87,3 +87,38 @@ def test_every_exception_of_aiohttp_is_caught_and_has_a_reason(kind: type[BaseEx
 def test_errors_have_the_reason_one_expects(error: BaseException, reason: str, transient: bool) -> None:
     failure = judge_error(error, timeout_seconds=1.0)
     assert (failure.reason, failure.transient) == (reason, transient)
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "transient"),
+    [
+        (100, "http_status", False),
+        (206, "http_status", False),
+        (301, "http_status", False),
+        (400, "http_status", False),
+        (401, "http_401", False),
+        (403, "http_403", False),
+        (404, "http_404", False),
+        (408, "http_408", True),
+        (410, "http_410", False),
+        (414, "http_status", False),
+        (425, "http_status", True),
+        (429, "http_429", True),
+        (451, "http_451", False),
+        (500, "http_5xx", True),
+        (503, "http_5xx", True),
+        (599, "http_5xx", True),
+        (600, "http_status", False),
+        (999, "http_status", False),
+    ],
+)
+def test_a_status_says_what_it_is_and_whether_to_try_again(status: int, reason: str, transient: bool) -> None:
+    failure = judge_status(status, {"Retry-After": "7"})
+    assert failure is not None
+    assert (failure.reason, failure.transient, failure.retry_after) == (reason, transient, 7.0)
+    assert str(status) in failure.detail
+
+
+def test_a_machine_without_sockets_is_told_what_to_do() -> None:
+    error = aiohttp.ClientConnectorError(KEY, OSError(errno.EMFILE, "Too many open files"))
+    assert "ulimit -n" in judge_error(error, timeout_seconds=1.0).detail
