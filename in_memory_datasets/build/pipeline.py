@@ -37,7 +37,9 @@ class Outcome:
         nbytes: How large that is.
         bytes_fetched: Encoded bytes that were read for it.
         fetch_seconds: From asking for them to having them.
-        decode_seconds: To make what was put out of them, and put it.
+        decode_seconds: To make what was put out of them.
+        write_seconds: To put it.
+        host: Where they came from; "" where no host was asked.
         failure: Why there is nothing to put.
     """
 
@@ -47,6 +49,8 @@ class Outcome:
     bytes_fetched: int = 0
     fetch_seconds: float = 0.0
     decode_seconds: float = 0.0
+    write_seconds: float = 0.0
+    host: str = ""
     failure: Failure | None = None
 
 
@@ -77,12 +81,14 @@ def run(
             assert row.source is not None
             name, encoded = row.source.name, is_encoded(row.index)
             sample, num_frames = make_sample(fetched.data, spec=request.spec, name=name, encoded=encoded)
+            written = time.monotonic()
             checksum = put(row.index, sample, num_frames)
-            seconds = fetch_seconds, time.monotonic() - started
-            done.put(Outcome(row.index, checksum, sample.nbytes, fetched.num_bytes, *seconds))
+            seconds = fetch_seconds, written - started, time.monotonic() - written
+            done.put(Outcome(row.index, checksum, sample.nbytes, fetched.num_bytes, *seconds, row.source.host))
         except SampleError as error:
-            seconds = fetch_seconds, time.monotonic() - started
-            done.put(Outcome(row.index, 0, 0, fetched.num_bytes, *seconds, _failure(row, error)))
+            failure, decode_seconds = _failure(row, error), time.monotonic() - started
+            times = fetch_seconds, decode_seconds
+            done.put(Outcome(row.index, 0, 0, fetched.num_bytes, *times, host=failure.host, failure=failure))
         except BaseException as error:  # noqa: BLE001 - raised again by the calling thread
             done.put(error)
         finally:
@@ -98,7 +104,8 @@ def run(
             except RuntimeError:  # the run has ended and takes no more
                 future.result().release()
         elif isinstance(error, SampleError):
-            done.put(Outcome(row.index, fetch_seconds=seconds, failure=_failure(row, error)))
+            failure = _failure(row, error)
+            done.put(Outcome(row.index, fetch_seconds=seconds, host=failure.host, failure=failure))
         else:
             done.put(error)
 
