@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from in_memory_datasets.build.mixture import max_sample_bytes, promote_what_fits
 from in_memory_datasets.build.pipeline import most_under_way, run
 from in_memory_datasets.build.planning import is_surely_too_large, plan, ways_out
 from in_memory_datasets.build.request import LoadRequest
+from in_memory_datasets.build.tally import Tally
 from in_memory_datasets.errors import ConfigError, LoadError, MemoryLimitError, StoreError
 from in_memory_datasets.memory import FLOOR_BYTES, available_memory, free_memory, refuse_if_too_large
 from in_memory_datasets.rows import RowReader, source_from_value
@@ -27,6 +29,7 @@ from in_memory_datasets.schema import (
     ADDRESS_HINT,
     FORMAT_VERSION,
     REASONS,
+    Effort,
     Failure,
     ImageSpec,
     LimitedBy,
@@ -52,11 +55,11 @@ from in_memory_datasets.store import (
 DECODE_RULES_VERSION = 1
 
 
-def load(request: LoadRequest) -> tuple[Store, float, int]:
+def load(request: LoadRequest) -> tuple[Store, Effort]:
     """Attach to the store of a request, after building it where there is none yet.
 
     Returns:
-        The store, the seconds it took, and the bytes that were fetched for it.
+        The store, and what it took.
 
     Raises:
         ConfigError: A cache is asked for rows that cannot be told apart from others.
@@ -65,11 +68,11 @@ def load(request: LoadRequest) -> tuple[Store, float, int]:
         StoreError: The cached store is damaged, or the disk is full.
     """
     started = time.monotonic()
-    reader, bytes_fetched = request.rows, 0
+    reader, effort = request.rows, Effort()
 
     def build(directory: Path | None = None) -> Store:
-        nonlocal bytes_fetched
-        store, bytes_fetched = _build(request, directory)
+        nonlocal effort
+        store, effort = _build(request, directory)
         return store
 
     if request.cache_dir is not None:
@@ -89,12 +92,12 @@ def load(request: LoadRequest) -> tuple[Store, float, int]:
     if request.on_error == "raise" and (failures := store.table.failures()):
         store.close()
         raise LoadError(_first_failure(failures[0]))
-    return store, time.monotonic() - started, bytes_fetched
+    return store, replace(effort, seconds=time.monotonic() - started)
 
 
 def retry(
     request: LoadRequest, store: Store, *, attempt: int, reasons: Collection[str] | None = None
-) -> tuple[Store, float, int]:
+) -> tuple[Store, Effort]:
     """Load again only what failed in a store.
 
     Args:
@@ -103,22 +106,22 @@ def retry(
 
     Returns:
         The mended store, which shares the memory of the old one where samples have a fixed size, and is the old one
-        where there is nothing to load; the seconds it took, and the bytes that were fetched for it.
+        where there is nothing to load; and what it took.
 
     Raises:
         ConfigError: There is no such reason.
     """
     started = time.monotonic()
-    bytes_fetched = 0
+    effort = Effort()
     if isinstance(reasons, str) or not set(reasons or ()) <= set(REASONS):
         raise ConfigError(f"reasons={reasons!r}: expected a set of {', '.join(map(repr, REASONS[1:]))}")
 
     def mend(broken: Store) -> Store:
-        nonlocal bytes_fetched
+        nonlocal effort
         slots = _slots_to_mend(broken, reasons)
         if not slots:
             return broken
-        mended, bytes_fetched = _mend(request, broken, slots)
+        mended, effort = _mend(request, broken, slots)
         return mended
 
     looks_further = reasons is not None and "checksum" in reasons
@@ -136,7 +139,7 @@ def retry(
         mended = share_store(request.job, f"{rows} retry {attempt}{which}", lambda: mend(store))
     else:
         mended = mend(store)
-    return mended, time.monotonic() - started, bytes_fetched
+    return mended, replace(effort, seconds=time.monotonic() - started)
 
 
 def memory_for(store: Store, request: LoadRequest) -> int | None:
@@ -160,7 +163,7 @@ def fingerprint(rows: str, request: LoadRequest) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _build(request: LoadRequest, directory: Path | None) -> tuple[Store, int]:
+def _build(request: LoadRequest, directory: Path | None) -> tuple[Store, Effort]:
     reader, expected = request.rows, plan(request)
     is_fixed = isinstance(request.spec, ImageSpec)
     encoded = request.storage == "encoded" or (
@@ -183,7 +186,7 @@ def _build(request: LoadRequest, directory: Path | None) -> tuple[Store, int]:
     def low_memory(free: int, limited_by: LimitedBy) -> MemoryLimitError:
         return _low_memory(free, limited_by, writer.num_loaded, directory)
 
-    bytes_fetched = 0
+    tally = Tally(request.threads)
     with (
         _disk_errors(directory),
         StoreWriter(request.spec, encoded=encoded, directory=directory) as writer,
@@ -195,7 +198,7 @@ def _build(request: LoadRequest, directory: Path | None) -> tuple[Store, int]:
             reader, writer, bar, most=most, is_full=lambda: reader.takes_what_fits and writer.num_bytes > room
         )
         for outcome in run(rows, writer.put, request, is_encoded=lambda slot: encoded, low_memory=low_memory):
-            bytes_fetched += outcome.bytes_fetched
+            tally.add(outcome)
             if outcome.failure is not None:
                 if request.on_error == "raise":
                     raise LoadError(_first_failure(outcome.failure))
@@ -205,17 +208,18 @@ def _build(request: LoadRequest, directory: Path | None) -> tuple[Store, int]:
                 writer.loaded(outcome.slot, outcome.checksum)
                 if writer.num_bytes > room and not may_overflow and not reader.takes_what_fits:
                     raise _full(request, expected, writer)
-            bar.set_postfix_str(f"{len(failures)} failed, {format_bytes(bytes_fetched)}", refresh=False)
+            bar.set_postfix_str(f"{len(failures)} failed, {format_bytes(tally.bytes_fetched)}", refresh=False)
             bar.update()
+        effort = tally.effort()
         if reader.takes_what_fits and most is None and not writer.keep_what_fits(room):
             raise _not_one_fits(request, expected)
         if not writer.num_loaded:
             raise LoadError(_nothing_loaded(failures))
         if request.storage != "auto" or not encoded:
-            return writer.finish(), bytes_fetched
+            return writer.finish(), effort
         with progress_bar(request.progress, None, "Decoding what there is room for") as bar:
             promotion = promote_what_fits(writer, num_bytes=room, num_threads=request.threads, on_progress=bar.update)
-            return writer.finish(promotion), bytes_fetched
+            return writer.finish(promotion), effort
 
 
 def _full(request: LoadRequest, expected: MemoryPlan, writer: StoreWriter) -> MemoryLimitError:
@@ -249,7 +253,7 @@ def _low_memory(free: int, limited_by: LimitedBy, num_loaded: int, directory: Pa
     )
 
 
-def _mend(request: LoadRequest, store: Store, slots: list[int]) -> tuple[Store, int]:
+def _mend(request: LoadRequest, store: Store, slots: list[int]) -> tuple[Store, Effort]:
     in_memory, in_place = store.directory is None, store.images is not None and store.encoded is None
     if in_memory and not in_place and store.nbytes > (free := free_memory()[0]):
         raise MemoryLimitError(
@@ -262,7 +266,7 @@ def _mend(request: LoadRequest, store: Store, slots: list[int]) -> tuple[Store, 
         rows = request.reader.take(slots)
     else:
         rows = [row for slot in slots if (row := _row_of_store(store, slot)) is not None]
-    bytes_fetched = 0
+    tally = Tally(request.threads)
     with (
         _disk_errors(store.directory),
         StoreWriter(request.spec, directory=store.directory, mend=store) as writer,
@@ -272,13 +276,14 @@ def _mend(request: LoadRequest, store: Store, slots: list[int]) -> tuple[Store, 
             if writer.is_done(slot):  # its bytes are altered, and it can be had no more
                 writer.failed(_altered(store, slot))
         for outcome in run(iter([rows]), writer.put, request, is_encoded=lambda slot: slot >= store.num_decoded):
-            bytes_fetched += outcome.bytes_fetched
+            tally.add(outcome)
             if outcome.failure is not None:
                 writer.failed(outcome.failure)
             else:
                 writer.loaded(outcome.slot, outcome.checksum)
             bar.update()
-        return writer.finish(), bytes_fetched
+        effort = tally.effort()
+        return writer.finish(), effort
 
 
 def _slots_to_mend(store: Store, reasons: Collection[str] | None) -> list[int]:

@@ -20,7 +20,14 @@ from in_memory_datasets.schema.records import (
     host_of,
     strip_credentials,
 )
-from in_memory_datasets.schema.report import LoadReport, count_reasons
+from in_memory_datasets.schema.report import (
+    Effort,
+    HostTime,
+    LoadReport,
+    count_hosts,
+    count_reasons,
+    count_stages,
+)
 from in_memory_datasets.schema.sizes import format_bytes, parse_bytes
 
 __all__ = [
@@ -30,8 +37,10 @@ __all__ = [
     "STAGES",
     "AudioDtype",
     "AudioSpec",
+    "Effort",
     "Failure",
     "FetchOptions",
+    "HostTime",
     "ImageSpec",
     "LimitedBy",
     "LoadReport",
@@ -43,7 +52,9 @@ __all__ = [
     "Stage",
     "TierPlan",
     "check_choice",
+    "count_hosts",
     "count_reasons",
+    "count_stages",
     "format_bytes",
     "host_of",
     "parse_bytes",
