@@ -384,6 +384,29 @@ def test_failures_become_placeholders(gate: Gate, server: DemoServer) -> None:
         assert "2 failed: 2 http_404" in str(report)
 
 
+def test_a_report_explains_the_load(gate: Gate, server: DemoServer, tmp_path: Path) -> None:
+    """It says at which hosts and stages samples failed, what took how long, and what the limit was; as a file too."""
+    rows = image_rows(gate, server)
+    gate.broken = paths(rows, [4, 11])
+    rows[7] = {"image_url": b"<html>no picture</html>", "caption": ""}
+    with InMemoryImageTextDataset(rows, fetch=HERE, progress=False) as dataset:
+        report = dataset.report
+    assert report.success_rate == pytest.approx(27 / 30)
+    assert report.by_host == {"127.0.0.1": 2}
+    assert report.by_stage == {"fetch": 2, "decode": 1}
+    assert [(host.host, host.num_samples) for host in report.slowest_hosts] == [("127.0.0.1", 29)]
+    assert set(report.seconds_by_stage) == {"fetch", "decode", "write", "waiting"}
+    assert report.seconds_by_stage["fetch"] > 0 < report.seconds_by_stage["decode"]
+    assert report.limited_by in ("network", "processor", "writing")
+    assert " was the limit: decode threads waited " in str(report)
+    assert "3 failed: 2 http_404, 1 not_media; 2 of them at 127.0.0.1" in str(report)
+    assert json.loads(json.dumps(report.to_dict()))["num_failed"] == 3
+    assert report.to_pandas()["reason"].tolist() == ["http_404", "not_media", "http_404"]
+    report.save(tmp_path / "failures.jsonl")
+    lines = (tmp_path / "failures.jsonl").read_text().splitlines()
+    assert [json.loads(line)["index"] for line in lines] == [4, 7, 11]
+
+
 def test_failures_are_left_out(gate: Gate, server: DemoServer) -> None:
     """With on_error="skip" the dataset is shorter, and samples still name their rows."""
     rows = image_rows(gate, server, 6)

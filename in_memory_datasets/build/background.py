@@ -17,6 +17,7 @@ from in_memory_datasets.build.loading import load
 from in_memory_datasets.build.pipeline import Workshop
 from in_memory_datasets.build.request import LoadRequest
 from in_memory_datasets.errors import ConfigError, InMemoryDatasetsError, LoadError, StoreError
+from in_memory_datasets.schema import Effort
 from in_memory_datasets.store import LiveStore, Store
 
 Order = Callable[[], Iterator[NDArray[np.int64]]]
@@ -51,7 +52,7 @@ class Loading:
         reduction.ForkingPickler.register(Loading, _reduce_to_handle)
         self.live: LiveStore | None = None
         self._pid = os.getpid()
-        self._result: tuple[Store, float, int] | None = None
+        self._result: tuple[Store, Effort] | None = None
         self._error: BaseException | None = None
         self._expected: Iterator[NDArray[np.int64]] = iter(())  # slots, a few at a time
         self._next_number = 0  # below it, all are begun
@@ -106,7 +107,7 @@ class Loading:
                 raise self._error from None
             raise
 
-    def wait(self, timeout_seconds: float | None = None) -> tuple[Store, float, int]:
+    def wait(self, timeout_seconds: float | None = None) -> tuple[Store, Effort]:
         """Wait for the end, and give what `load` gives.
 
         Raises:
@@ -218,7 +219,7 @@ class Finished:
         """Share of the samples that are there, or have failed, 0 to 1."""
         return 1.0 if self.live is None else self.live.progress
 
-    def wait(self, timeout_seconds: float | None = None) -> tuple[Store, float, int]:
+    def wait(self, timeout_seconds: float | None = None) -> tuple[Store, Effort]:
         """Give the store.
 
         Raises:
@@ -226,7 +227,7 @@ class Finished:
         """
         if self._store is None:
             raise StoreError(_ELSEWHERE)
-        return self._store, 0.0, 0
+        return self._store, Effort()
 
 
 def _reduce_to_handle(loading: Loading) -> tuple[Any, ...]:

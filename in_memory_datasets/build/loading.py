@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,12 +25,14 @@ from in_memory_datasets.build.pipeline import Threads, Workshop, most_under_way,
 from in_memory_datasets.build.planning import is_surely_too_large, plan, plan_without_repeats, ways_out
 from in_memory_datasets.build.processes import make_workshop
 from in_memory_datasets.build.request import LoadRequest
+from in_memory_datasets.build.tally import Tally
 from in_memory_datasets.errors import ConfigError, LoadError, MemoryLimitError, StoreError
 from in_memory_datasets.memory import FLOOR_BYTES, available_memory, free_memory, refuse_if_too_large
 from in_memory_datasets.rows import RowReader, source_from_value
 from in_memory_datasets.schema import (
     FORMAT_VERSION,
     REASONS,
+    Effort,
     Failure,
     ImageSpec,
     LimitedBy,
@@ -70,7 +73,7 @@ class Follower(Protocol):
         """Take note of what is read from, while another process makes the samples; it is the follower's now."""
 
 
-def load(request: LoadRequest, follower: Follower | None = None) -> tuple[Store, float, int]:
+def load(request: LoadRequest, follower: Follower | None = None) -> tuple[Store, Effort]:
     """Attach to the store of a request, after building it where there is none yet.
 
     Args:
@@ -78,7 +81,7 @@ def load(request: LoadRequest, follower: Follower | None = None) -> tuple[Store,
             are there.
 
     Returns:
-        The store, the seconds it took, and the bytes that were fetched for it.
+        The store, and what it took.
 
     Raises:
         ConfigError: A cache is asked for rows that cannot be told apart from others.
@@ -87,11 +90,11 @@ def load(request: LoadRequest, follower: Follower | None = None) -> tuple[Store,
         StoreError: The cached store is damaged, or the disk is full.
     """
     started = time.monotonic()
-    reader, bytes_fetched = request.rows, 0
+    reader, effort = request.rows, Effort()
 
     def build(directory: Path | None = None, show: Callable[[LiveStore], None] = lambda live: None) -> Store:
-        nonlocal bytes_fetched
-        store, bytes_fetched = _build(request, directory, follower, show)
+        nonlocal effort
+        store, effort = _build(request, directory, follower, show)
         return store
 
     if request.cache_dir is not None:
@@ -119,12 +122,12 @@ def load(request: LoadRequest, follower: Follower | None = None) -> tuple[Store,
     if request.on_error == "raise" and (failures := store.table.failures()):
         store.close()
         raise LoadError(_first_failure(failures[0]))
-    return store, time.monotonic() - started, bytes_fetched
+    return store, replace(effort, seconds=time.monotonic() - started)
 
 
 def retry(
     request: LoadRequest, store: Store, *, attempt: int, reasons: Collection[str] | None = None
-) -> tuple[Store, float, int]:
+) -> tuple[Store, Effort]:
     """Load again only what failed in a store.
 
     Args:
@@ -133,22 +136,22 @@ def retry(
 
     Returns:
         The mended store, which shares the memory of the old one where samples have a fixed size, and is the old one
-        where there is nothing to load; the seconds it took, and the bytes that were fetched for it.
+        where there is nothing to load; and what it took.
 
     Raises:
         ConfigError: There is no such reason.
     """
     started = time.monotonic()
-    bytes_fetched = 0
+    effort = Effort()
     if isinstance(reasons, str) or not set(reasons or ()) <= set(REASONS):
         raise ConfigError(f"reasons={reasons!r}: expected a set of {', '.join(map(repr, REASONS[1:]))}")
 
     def mend(broken: Store) -> Store:
-        nonlocal bytes_fetched
+        nonlocal effort
         slots = _slots_to_mend(broken, reasons)
         if not slots:
             return broken
-        mended, bytes_fetched = _mend(request, broken, slots)
+        mended, effort = _mend(request, broken, slots)
         return mended
 
     looks_further = reasons is not None and "checksum" in reasons
@@ -166,7 +169,7 @@ def retry(
         mended = share_store(request.job, f"{rows} retry {attempt}{which}", lambda show: mend(store))
     else:
         mended = mend(store)
-    return mended, time.monotonic() - started, bytes_fetched
+    return mended, replace(effort, seconds=time.monotonic() - started)
 
 
 def memory_for(store: Store, request: LoadRequest) -> int | None:
@@ -192,7 +195,7 @@ def fingerprint(rows: str, request: LoadRequest) -> str:
 
 def _build(
     request: LoadRequest, directory: Path | None, follower: Follower | None, show: Callable[[LiveStore], None]
-) -> tuple[Store, int]:
+) -> tuple[Store, Effort]:
     reader, is_fixed = request.rows, isinstance(request.spec, ImageSpec)
     # What there is no room for may stay on the disk, where the user leaves that to us.
     may_overflow = request.storage == "auto" and directory is not None and not reader.takes_what_fits
@@ -217,7 +220,7 @@ def _build(
     def low_memory(free: int, limited_by: LimitedBy) -> MemoryLimitError:
         return _low_memory(free, limited_by, writer.num_loaded, directory)
 
-    bytes_fetched = 0
+    tally = Tally(request.threads)
     num_rows = expected.num_samples if reader.takes_what_fits or reader.num_rows is None else reader.num_rows
     with (
         _disk_errors(directory),
@@ -233,7 +236,7 @@ def _build(
         if follower is not None:
             rows = _as_followed(reader, writer, rows, follower, workshop, show)
         for outcome in run(rows, workshop, request, low_memory=low_memory):
-            bytes_fetched += outcome.bytes_fetched
+            tally.add(outcome)
             if outcome.failure is not None:
                 if request.on_error == "raise":
                     raise LoadError(_first_failure(outcome.failure))
@@ -243,18 +246,19 @@ def _build(
                 writer.loaded(outcome.slot, outcome.placed)
                 if writer.num_bytes > room and not may_overflow and not reader.takes_what_fits:
                     raise _full(request, expected, writer)
-            bar.set_postfix_str(f"{num_failed} failed, {format_bytes(bytes_fetched)}", refresh=False)
+            bar.set_postfix_str(f"{num_failed} failed, {format_bytes(tally.bytes_fetched)}", refresh=False)
             bar.update()
+        effort = tally.effort()
         is_exact = most is not None and writer.num_unique == writer.num_rows
         if reader.takes_what_fits and not is_exact and not writer.keep_what_fits(room):
             raise _not_one_fits(request, expected)
         if not writer.num_loaded:
             raise LoadError(_nothing_loaded(writer.failures()))
         if request.storage != "auto" or not encoded:
-            return writer.finish(), bytes_fetched
+            return writer.finish(), effort
         with progress_bar(request.progress, None, "Decoding what there is room for") as bar:
             promotion = promote_what_fits(writer, num_bytes=room, num_threads=request.threads, on_progress=bar.update)
-            return writer.finish(promotion), bytes_fetched
+            return writer.finish(promotion), effort
 
 
 def _full(request: LoadRequest, expected: MemoryPlan, writer: StoreWriter) -> MemoryLimitError:
@@ -288,7 +292,7 @@ def _low_memory(free: int, limited_by: LimitedBy, num_loaded: int, directory: Pa
     )
 
 
-def _mend(request: LoadRequest, store: Store, slots: list[int]) -> tuple[Store, int]:
+def _mend(request: LoadRequest, store: Store, slots: list[int]) -> tuple[Store, Effort]:
     in_memory, in_place = store.directory is None, store.images is not None and store.encoded is None
     if in_memory and not in_place and store.nbytes > (free := free_memory()[0]):
         raise MemoryLimitError(
@@ -301,7 +305,7 @@ def _mend(request: LoadRequest, store: Store, slots: list[int]) -> tuple[Store, 
         rows = request.reader.take(slots)
     else:
         rows = [row for slot in slots if (row := _row_of_store(store, slot)) is not None]
-    bytes_fetched = 0
+    tally = Tally(request.threads)
     with (
         _disk_errors(store.directory),
         StoreWriter(request.spec, directory=store.directory, mend=store) as writer,
@@ -313,13 +317,14 @@ def _mend(request: LoadRequest, store: Store, slots: list[int]) -> tuple[Store, 
         num_decoded = store.num_decoded
         workshop = Threads(writer.put, request, is_encoded=lambda slot: writer.number_of(slot) >= num_decoded)
         for outcome in run(iter([rows]), workshop, request):
-            bytes_fetched += outcome.bytes_fetched
+            tally.add(outcome)
             if outcome.failure is not None:
                 writer.failed(outcome.failure)
             elif outcome.placed is not None:
                 writer.loaded(outcome.slot, outcome.placed)
             bar.update()
-        return writer.finish(), bytes_fetched
+        effort = tally.effort()
+        return writer.finish(), effort
 
 
 def _slots_to_mend(store: Store, reasons: Collection[str] | None) -> list[int]:

@@ -19,6 +19,7 @@ from in_memory_datasets.store.journal import num_journaled
 from in_memory_datasets.store.manifest import MANIFEST
 from in_memory_datasets.store.opening import open_store
 from in_memory_datasets.store.store import Store
+from in_memory_datasets.store.writer import is_work, remove_work
 
 _LOCAL_DISK = "take a cache_dir on a local disk; or save() the dataset there, and let others load() it"
 _LOOK_SECONDS = 0.2  # between two looks at how far the builder is
@@ -64,7 +65,9 @@ def attach_or_build(
     entry = cache_dir / fingerprint
     if (entry / MANIFEST).exists():
         with suppress(StoreError):  # it may be about to be removed; under the lock it is clear what it is
-            return _attach(entry)
+            store = _attach(entry)
+            _tidy(entry)
+            return store
     entry.parent.mkdir(parents=True, exist_ok=True)
     refuse_if_locks_do_not_hold(entry.parent)
     lock, hold = locked(entry), None
@@ -79,6 +82,7 @@ def attach_or_build(
         if not _holds(lock.lock_file):
             raise StoreError(f"{cache_dir} lies on a file system whose locks lock nobody out: {_LOCAL_DISK}")
         if (entry / MANIFEST).exists():
+            remove_work(entry)
             return _attach(entry)
         entry.mkdir(exist_ok=True)
         try:
@@ -167,6 +171,14 @@ def _mounts_of(path: Path, mountinfo: str) -> list[tuple[int, str, str, str]]:
             own, super_options = left.split()[5], right.split()[2]
             mounts.append((len(point) * 10_000 + number, point, right.split()[0], f"{own},{super_options}"))
     return mounts
+
+
+def _tidy(entry: Path) -> None:
+    """Remove what was left by a builder that was ended when its store was complete already."""
+    if any(is_work(path.name) for path in entry.iterdir()):
+        # Who holds the lock is at work; and it may lie where nothing is ours to write.
+        with suppress(Timeout, OSError), locked(entry).acquire(timeout=0):
+            remove_work(entry)
 
 
 def _attach(entry: Path) -> Store:

@@ -25,7 +25,15 @@ import xxhash
 from numpy.typing import NDArray
 
 from in_memory_datasets.errors import StoreError
-from in_memory_datasets.schema import AudioSpec, ImageSpec, LoadReport, count_reasons
+from in_memory_datasets.schema import (
+    AudioSpec,
+    Effort,
+    ImageSpec,
+    LoadReport,
+    count_hosts,
+    count_reasons,
+    count_stages,
+)
 from in_memory_datasets.store.block import CLOSED, Block
 from in_memory_datasets.store.layout import check_arrays, map_arrays
 from in_memory_datasets.store.manifest import MANIFEST, Manifest, digest, make_manifest, write_manifest
@@ -218,10 +226,11 @@ class Store:
         bad: list[int] = np.flatnonzero(is_bad if table.samples is None else is_bad[table.samples]).tolist()
         return bad
 
-    def report(self, *, seconds: float, bytes_fetched: int, bytes_available: int | None = None) -> LoadReport:
+    def report(self, effort: Effort, *, bytes_available: int | None = None) -> LoadReport:
         """Sum up the load that made, or now opened, this store.
 
         Args:
+            effort: What it took.
             bytes_available: The memory there is for it; None where all of it lies there.
         """
         table, failures = self.table, self.table.failures()
@@ -238,12 +247,17 @@ class Store:
             num_empty_captions=table.num_empty_captions,
             by_reason=count_reasons(failures),
             failures=failures,
-            seconds=seconds,
-            bytes_fetched=bytes_fetched,
+            seconds=effort.seconds,
+            bytes_fetched=effort.bytes_fetched,
             nbytes=self.nbytes,
             num_decoded=max(0, num_decoded - max(0, num_on_disk - num_encoded)),
             num_encoded=max(0, num_encoded - num_on_disk),
             num_on_disk=num_on_disk,
+            by_stage=count_stages(failures),
+            by_host=count_hosts(failures),
+            num_tried=effort.num_tried,
+            seconds_by_stage=effort.seconds_by_stage,
+            slowest_hosts=effort.slowest_hosts,
             num_unique=table.num_unique,
         )
 

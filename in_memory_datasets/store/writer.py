@@ -36,6 +36,7 @@ from in_memory_datasets.store.table import LOADED, RowTable, TableWriter
 # One for each form: how much memory there is may have changed since a builder was interrupted, and with it the form,
 # and a sample of one must not be taken for the other. The journal is believed only for what lies in its place.
 _SPOOLS = {False: "decoded", True: "encoded"}
+_WORK = (JOURNAL, *(f"{name}.partial" for name in (*_SPOOLS.values(), SAMPLES, ROWS, MANIFEST)))
 _NUM_AT_ONCE = 1024  # samples that are decoded between two looks at the progress
 
 
@@ -260,7 +261,7 @@ class StoreWriter:
                 os.replace(directory / f"{name}.partial", directory / name)
         write_manifest(directory, store.manifest())
         store.hold()
-        _remove_work(directory)
+        remove_work(directory)
 
     def _close_images(self) -> None:
         assert isinstance(self.spec, ImageSpec)
@@ -377,7 +378,7 @@ class StoreWriter:
         if self._directory is not None and error is not None:
             has_work = self._mend is None and (bool(self._left) or LOADED in self._table.status)
             if not has_work:
-                _remove_work(self._directory)
+                remove_work(self._directory)
 
 
 def _intact(journal: Journal, block: Block) -> dict[int, Placed]:
@@ -390,8 +391,14 @@ def _intact(journal: Journal, block: Block) -> dict[int, Placed]:
     return left
 
 
-def _remove_work(directory: Path) -> None:
-    for name in (JOURNAL, *(f"{name}.partial" for name in (*_SPOOLS.values(), SAMPLES, ROWS, MANIFEST))):
+def is_work(name: str) -> bool:
+    """Tell whether a file of a store's directory is one that its writer works in."""
+    return name in _WORK
+
+
+def remove_work(directory: Path) -> None:
+    """Remove the files that a writer works in; with the lock of the directory held."""
+    for name in _WORK:
         (directory / name).unlink(missing_ok=True)
 
 

@@ -31,7 +31,7 @@ from in_memory_datasets.build import (
     warm,
 )
 from in_memory_datasets.errors import ConfigError, LoadError, StoreError
-from in_memory_datasets.schema import ImageSpec, LoadReport, strip_credentials
+from in_memory_datasets.schema import Effort, ImageSpec, LoadReport, strip_credentials
 from in_memory_datasets.store import FAILED, LOADED, LiveStore, Store
 from in_memory_datasets.training.encoded import EncodedMedia
 from in_memory_datasets.training.media import DeviceMedia, HostMedia
@@ -55,9 +55,9 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
 
     def __init__(self, request: LoadRequest, serving: ServingT, *, wait: bool) -> None:
         if wait:
-            store, seconds, bytes_fetched = load(request)
+            store, effort = load(request)
             self._open(request, serving, store)
-            self._seconds, self._bytes_fetched = seconds, bytes_fetched
+            self._effort = effort
         else:
             self._open(request, serving, None)
 
@@ -67,7 +67,7 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
         self._num_retries = 0
         self._device = _CPU
         self._ring: Ring | None = shared_ring()  # there before the first worker is started
-        self._seconds, self._bytes_fetched = 0.0, 0
+        self._effort = Effort()
         self._media: HostMedia | EncodedMedia | DeviceMedia | None = None
         self._whole = store
         self._loading: Loading | Finished | None = None
@@ -98,7 +98,7 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
         """Take the store of a load that has ended, which is waited for."""
         loading = self._loading
         if loading is not None:
-            store, self._seconds, self._bytes_fetched = loading.wait(timeout_seconds)
+            store, self._effort = loading.wait(timeout_seconds)
             self._loading = None
             self._drop_media()
             self._take(store)
@@ -303,10 +303,8 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
 
     @property
     def report(self) -> LoadReport:
-        """Sum up the load: counts, reasons, every failure, seconds and bytes."""
-        return self._store.report(
-            seconds=self._seconds, bytes_fetched=self._bytes_fetched, bytes_available=self._bytes_available
-        )
+        """Sum up the load: counts, reasons, hosts, every failure, what it took and what was its limit."""
+        return self._store.report(self._effort, bytes_available=self._bytes_available)
 
     @property
     def failed_indices(self) -> list[int]:
@@ -343,13 +341,13 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
             ConfigError: There is no such reason.
             MemoryLimitError: Samples of different lengths must be packed anew in memory, and there is no room for that.
         """
-        store, seconds, bytes_fetched = retry(self._request, self._store, attempt=self._num_retries, reasons=reasons)
+        store, effort = retry(self._request, self._store, attempt=self._num_retries, reasons=reasons)
         self._num_retries += 1
         self._drop_media()
         if store is not self._store:
             self._store.close()
         self._take(store)
-        self._seconds, self._bytes_fetched = seconds, bytes_fetched
+        self._effort = effort
         return self.report
 
     @property

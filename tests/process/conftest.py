@@ -34,6 +34,7 @@ class MediaServer(LocalServer):
         self.release = threading.Event()
         self.broken: set[str] = set()  # paths that are not found ...
         self.mended_by: Path | None = None  # ... until this file exists
+        self.on_request: Callable[[int], None] = lambda count: None  # told of each request before it is answered
 
 
 class _Handler(QuietHandler):
@@ -42,6 +43,7 @@ class _Handler(QuietHandler):
     def do_GET(self) -> None:
         server = self.server
         server.requests.append(self.path)
+        server.on_request(len(server.requests))
         server.asked.set()
         if server.stalls.is_set():
             server.release.wait()
@@ -79,11 +81,19 @@ def script() -> Iterator[Script]:
     """Start a function of `scripts` in a process of its own; whatever still runs at the end is killed."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(name: str, *, launcher: tuple[str, ...] = (), env: dict[str, str] | None = None, **arguments: Any) -> Any:
+    def start(
+        name: str,
+        *,
+        launcher: tuple[str, ...] = (),
+        env: dict[str, str] | None = None,
+        stdin: int | None = None,
+        **arguments: Any,
+    ) -> Any:
         command = [sys.executable, *launcher, "-m", "tests.process.scripts", name, json.dumps(arguments)]
         process = subprocess.Popen(
             command,
             cwd=ROOT,
+            stdin=stdin,
             env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -14,7 +14,7 @@ import xxhash
 from safetensors.numpy import load_file
 
 from in_memory_datasets.errors import StoreError
-from in_memory_datasets.store import Block, attach_or_build, open_store, save_store
+from in_memory_datasets.store import Block, attach_or_build, locked, open_store, save_store
 from in_memory_datasets.store.layout import HEADER_BYTES, map_arrays, pack_header
 from tests.making import AUDIO_SPEC, IMAGE_SPEC, make_clips, make_images, make_store
 
@@ -171,6 +171,22 @@ def test_an_interrupted_build_is_begun_anew(tmp_path: Path) -> None:
         "rows.arrow",
         "samples.safetensors",
     }
+
+
+def test_what_a_builder_left_that_was_ended_at_the_very_end_is_removed_unless_somebody_is_at_work(
+    tmp_path: Path,
+) -> None:
+    """Its spool is as large as the dataset, and nobody would ever look at it again."""
+    build = lambda directory: make_store(IMAGE_SPEC, make_images(2), directory=directory)  # noqa: E731
+    attach_or_build(tmp_path, "abc", build).close()
+    left = [tmp_path / "abc" / name for name in ("encoded.partial", "manifest.json.partial")]
+    for path in left:
+        path.write_bytes(b"work")
+    with locked(tmp_path / "abc"), attach_or_build(tmp_path, "abc", build):
+        assert all(path.exists() for path in left)
+    with attach_or_build(tmp_path, "abc", build) as store:
+        assert store.verify() == []
+    assert len(list((tmp_path / "abc").iterdir())) == 3
 
 
 def test_a_block_that_may_not_be_written_can_be_read(tmp_path: Path) -> None:
