@@ -14,7 +14,8 @@ from in_memory_datasets.errors import FetchError
 from in_memory_datasets.fetch.attempt import AttemptFailed, TimeLimit, too_large
 from in_memory_datasets.fetch.byte_budget import ByteBudget, Grant
 from in_memory_datasets.fetch.daemon_threads import DaemonThreads
-from in_memory_datasets.fetch.files import find_local_path, read_file, read_object, stat_file, stat_object
+from in_memory_datasets.fetch.files import find_local_path, read_file, stat_file
+from in_memory_datasets.fetch.object_stores import read_object, stat_object
 from in_memory_datasets.fetch.retry import choose_delay
 from in_memory_datasets.fetch.slots import Slots
 from in_memory_datasets.schema import FetchOptions, Source
@@ -87,12 +88,12 @@ class Transfers:
         if path is not None:
             return partial(self._read, "", partial(stat_file, path), lambda size: read_file(path, options.max_bytes))
         url = str(source.value)
-        allow = options.allow_private_addresses
+        allow, timeout = options.allow_private_addresses, options.timeout
         return partial(
             self._read,
             _find_bucket(url),
-            partial(stat_object, url, allow),
-            lambda size: read_object(url, size, options.max_bytes, allow),
+            partial(stat_object, url, allow, timeout_seconds=timeout),
+            lambda size: read_object(url, size, options.max_bytes, allow, timeout_seconds=timeout),
         )
 
     async def _read(
