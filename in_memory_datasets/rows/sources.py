@@ -6,6 +6,7 @@ import base64
 import binascii
 import mimetypes
 import os
+import re
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
@@ -16,6 +17,11 @@ import numpy as np
 from in_memory_datasets.errors import SampleError
 from in_memory_datasets.rows.missing import is_missing
 from in_memory_datasets.schema import Source, strip_credentials
+
+# Addresses as nearly all are, of which a split would say nothing new; group 1 is the file's name.
+_PLAIN_URL = re.compile(
+    r"https?://[A-Za-z0-9.-]+(?::[0-9]+)?(?:/(?:[!\"$-.0->@-~]*/)*([!\"$-.0->@-~]*))?(?:[?#][!-~]*)?"
+)
 
 
 def source_from_value(value: Any) -> Source | None:
@@ -32,6 +38,8 @@ def source_from_value(value: Any) -> Source | None:
         >>> source_from_value("https://a.example/cat.jpg").kind, source_from_value({"bytes": b"...", "path": "x/a.wav"})
         ('url', Source(kind='bytes', value=b'...', name='a.wav'))
     """
+    if type(value) is str and (plain := _PLAIN_URL.fullmatch(value)):
+        return Source("url", value, plain[1] or "")
     if is_missing(value):
         return None
     if isinstance(value, str):
