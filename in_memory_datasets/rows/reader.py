@@ -258,7 +258,7 @@ class StreamReader(RowReader):
                 check_types(column, features.arrow_schema)
         if self._roots is not None:
             dataset = dataset.select_columns(self._roots)
-        self._dataset = dataset if max_samples is None else dataset.take(max_samples)
+        self._dataset = dataset
         self._dataset.set_epoch(self._original.epoch)  # which every method of a stream forgets
         self.max_rows = max_samples
 
@@ -274,8 +274,9 @@ class StreamReader(RowReader):
         Raises:
             LoadError: The stream broke off.
         """
-        records = enumerate(told(self._dataset, self._place))
-        return _in_batches(self._make_row(index, record) for index, record in records)
+        # Not the stream's own `take`, which reads one row more and meets what is wrong with it.
+        records = itertools.islice(told(self._dataset, self._place), self.max_rows)
+        return _in_batches(self._make_row(index, record) for index, record in enumerate(records))
 
 
 class SequenceReader(RowReader):
