@@ -17,8 +17,9 @@ from in_memory_datasets.errors import FetchError
 from in_memory_datasets.fetch.attempt import AttemptFailed, TimeLimit, local_file, too_large
 from in_memory_datasets.fetch.byte_budget import ByteBudget, Grant
 from in_memory_datasets.fetch.daemon_threads import DaemonThreads
-from in_memory_datasets.fetch.files import find_local_path, read_file, read_object, stat_file, stat_object
+from in_memory_datasets.fetch.files import find_local_path, read_file, stat_file
 from in_memory_datasets.fetch.loop_thread import LoopThread
+from in_memory_datasets.fetch.object_stores import read_object, stat_object
 from in_memory_datasets.fetch.retry import choose_delay
 from in_memory_datasets.fetch.schedule import Schedule
 from in_memory_datasets.schema import FetchOptions, Source, names_this_machine
@@ -256,12 +257,12 @@ class Transfers:
         if path is not None:
             return _ReadAttempt(self, "", partial(stat_file, path), lambda size: read_file(path, options.max_bytes))
         url = str(source.value)
-        allow = options.allow_private_addresses
+        allow, timeout = options.allow_private_addresses, options.timeout
         return _ReadAttempt(
             self,
             _find_bucket(url),
-            partial(stat_object, url, allow),
-            lambda size: read_object(url, size, options.max_bytes, allow),
+            partial(stat_object, url, allow, timeout_seconds=timeout),
+            lambda size: read_object(url, size, options.max_bytes, allow, timeout_seconds=timeout),
         )
 
     async def read(self, measure: Callable[[], int | None], read: Callable[[int | None], bytes]) -> tuple[bytes, Grant]:

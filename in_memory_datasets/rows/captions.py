@@ -40,7 +40,20 @@ def captions_from_value(value: Any) -> tuple[str, ...]:
         >>> captions_from_value([["a", "dog"], ["two", "dogs"]]), captions_from_value(None)
         (('a dog', 'two dogs'), ())
     """
+    if _is_plain(value):
+        return (value,)
     return tuple(_scalar_values(caption) for caption in _find(value))
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell text that is a caption as it stands, as nearly all are; others are looked at more closely."""
+    return (
+        type(value) is str
+        and value != ""
+        and value[0] not in "{["
+        and not value[0].isspace()
+        and (value.isascii() or _SURROGATE.search(value) is None)
+    )
 
 
 def _scalar_values(text: str) -> str:

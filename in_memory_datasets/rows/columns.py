@@ -40,6 +40,12 @@ class Column:
     path: tuple[str, ...] = ()
     function: Callable[[Mapping[str, Any]], Any] | None = None
 
+    @property
+    def plain_root(self) -> str | None:
+        """Name the dataset's column that is this one as it stands; None where there is more to it."""
+        is_plain = self.function is None and not self.path and self.roots is not None and len(self.roots) == 1
+        return self.roots[0] if is_plain and self.roots else None
+
     def value_in(self, row: Mapping[str, Any]) -> Any:
         """Give the column's value in one row; None where the row lacks it."""
         if self.function is not None:

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import itertools
 import json
 import operator
-import pickle
-import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import xxhash
 
 from in_memory_datasets.errors import ConfigError, SampleError
 from in_memory_datasets.rows.captions import captions_from_value
 from in_memory_datasets.rows.columns import Column, ColumnSpec, check_types, find_column
+from in_memory_datasets.rows.digests import IndigestibleError, digest_of_column, feed, hash_of, made_of
+from in_memory_datasets.rows.messages import describe
 from in_memory_datasets.rows.sources import is_remote, path_among_urls, source_from_value
-from in_memory_datasets.schema import Row, strip_credentials
+from in_memory_datasets.rows.streams import as_stored, told
+from in_memory_datasets.schema import Row, Source
 
 # Rows read at once: many where they hold addresses, few where they hold the media themselves.
 _NUM_LIGHT_ROWS, _NUM_HEAVY_ROWS = 1000, 32
@@ -126,9 +125,9 @@ class RowReader(ABC):
         Where the memory decides how many there are, it is not how many that turned out to be.
         """
         try:
-            columns = [_digest_of_column(column) for column in (self._media, self._captions)]
+            columns = [digest_of_column(column) for column in (self._media, self._captions)]
             return self._digest([*columns, "auto"] if self.takes_what_fits else columns)
-        except _IndigestibleError:
+        except IndigestibleError:
             return None
 
     @abstractmethod
@@ -166,35 +165,30 @@ class RowReader(ABC):
 
     def _make_row(self, index: int, record: Any) -> Row:
         if isinstance(record, _UnreadableRecord):
-            return _unusable(index, _describe("reading it", record.error))
+            return _unusable(index, describe("reading it", record.error))
         if not isinstance(record, Mapping):
             return _unusable(index, f"it is a {type(record).__name__}, expected a mapping")
         try:
             captions = captions_from_value(self._captions.value_in(record))
         except Exception as error:  # noqa: BLE001 - the user's callable may raise anything
-            return _unusable(index, _describe(f"its captions ({self._captions.name})", error))
+            return _unusable(index, describe(f"its captions ({self._captions.name})", error))
         try:
             source = source_from_value(self._media.value_in(record))
-            if source is not None:
-                if self._holds_urls is None:
-                    self._holds_urls = is_remote(source)
-                if self._holds_urls and source.kind == "path":
-                    source = path_among_urls(source)
+            source = None if source is None else self._among_its_own(source)
         except SampleError as error:
             return Row(index, None, captions, error)
         except Exception as error:  # noqa: BLE001 - likewise
-            return _unusable(index, _describe(f"its media ({self._media.name})", error), captions)
+            return _unusable(index, describe(f"its media ({self._media.name})", error), captions)
         if source is None:
             nothing = SampleError(f"row {index} has nothing in {self._media.name!r}", reason="empty")
             return Row(index, None, captions, nothing)
         return Row(index, source, captions)
 
-
-def _describe(what: str, error: Exception) -> str:
-    # The message is the user's own: it may hold addresses, and text that no store can keep.
-    message = re.sub(r"\S+://\S+", lambda url: strip_credentials(url[0]), str(error))
-    message = message.encode("utf-8", "backslashreplace").decode()
-    return f"{what}: {type(error).__name__}: {message}"
+    def _among_its_own(self, source: Source) -> Source:
+        """Take a bare path for what it is only in a column of paths."""
+        if self._holds_urls is None:
+            self._holds_urls = is_remote(source)
+        return path_among_urls(source) if self._holds_urls and source.kind == "path" else source
 
 
 def _unusable(index: int, what: str, captions: tuple[str, ...] = ()) -> Row:
@@ -234,8 +228,22 @@ class DatasetReader(RowReader):
     def batches(self) -> Iterator[list[Row]]:
         """Give all rows in order, an Arrow batch at a time."""
         index = itertools.count()
+        media, captions = self._media.plain_root, self._captions.plain_root
         for table in self._stored.iter(batch_size=self._batch_size):
-            yield [self._make_row(next(index), record) for record in table.to_pylist()]
+            if media is None or captions is None:
+                yield [self._make_row(next(index), record) for record in table.to_pylist()]
+            else:  # most of the time would go into making mappings and following paths
+                values = zip(table[media].to_pylist(), table[captions].to_pylist(), index, strict=False)
+                yield [self._make_plain_row(*each) for each in values]
+
+    def _make_plain_row(self, media: Any, captions: Any, index: int) -> Row:
+        try:
+            source, texts = source_from_value(media), captions_from_value(captions)
+        except Exception:  # noqa: BLE001 - said in full below
+            source, texts = None, ()
+        if source is None:
+            return self._make_row(index, {str(self._media.plain_root): media, str(self._captions.plain_root): captions})
+        return Row(index, self._among_its_own(source), texts)
 
     def take(self, indices: Sequence[int]) -> list[Row]:
         """Give some rows by number."""
@@ -255,9 +263,9 @@ class StreamReader(RowReader):
     def __init__(self, dataset: Any, media_col: ColumnSpec, txt_col: ColumnSpec, max_samples: int | None) -> None:
         self._original = dataset
         names, features = dataset.column_names, dataset.features
-        dataset = _as_stored(dataset)
+        dataset, self._place = as_stored(dataset)
         if names is None:  # not declared: the first row tells
-            first = next(iter(dataset.take(1)), None)
+            first = next(told(dataset.take(1), self._place), None)
             names = _any_names(media_col, txt_col) if first is None else list(first)
         self._find_columns(media_col, txt_col, names)
         if features is not None:
@@ -265,7 +273,7 @@ class StreamReader(RowReader):
                 check_types(column, features.arrow_schema)
         if self._roots is not None:
             dataset = dataset.select_columns(self._roots)
-        self._dataset = dataset if max_samples is None else dataset.take(max_samples)
+        self._dataset = dataset
         self._dataset.set_epoch(self._original.epoch)  # which every method of a stream forgets
         self.max_rows = max_samples
 
@@ -273,11 +281,17 @@ class StreamReader(RowReader):
         # How the stream is made (its files and what is done to them), and which part of it comes.
         stream = self._original
         part = [getattr(stream, name, None) for name in ("epoch", "_shuffling", "_distributed")]
-        return _hash([_made_of(stream._ex_iterable), part, str(stream.split), self.max_rows, columns])
+        return hash_of([made_of(stream._ex_iterable), part, str(stream.split), self.max_rows, columns])
 
     def batches(self) -> Iterator[list[Row]]:
-        """Give all rows in order."""
-        return _in_batches(self._make_row(index, record) for index, record in enumerate(self._dataset))
+        """Give all rows in order.
+
+        Raises:
+            LoadError: The stream broke off.
+        """
+        # Not the stream's own `take`, which reads one row more and meets what is wrong with it.
+        records = itertools.islice(told(self._dataset, self._place), self.max_rows)
+        return _in_batches(self._make_row(index, record) for index, record in enumerate(records))
 
 
 class SequenceReader(RowReader):
@@ -302,10 +316,10 @@ class SequenceReader(RowReader):
         digest = xxhash.xxh3_128()
         for i in range(self.max_rows or 0):
             row = self._make_row(i, self._record(i))
-            _feed(digest, [row.captions, str(row.error or "")])
-            _feed(digest, [row.source.kind, row.source.value] if row.source else None)
+            feed(digest, [row.captions, str(row.error or "")])
+            feed(digest, [row.source.kind, row.source.value] if row.source else None)
         if self.takes_what_fits:
-            _feed(digest, "auto")
+            feed(digest, "auto")
         return str(digest.hexdigest())
 
     def batches(self) -> Iterator[list[Row]]:
@@ -345,28 +359,6 @@ class IterableReader(RowReader):
         return _in_batches(self._make_row(index, record) for index, record in enumerate(rows))
 
 
-def _as_stored(dataset: Any) -> Any:
-    """Give a stream of rows as they are stored: nothing decoded, nothing formatted.
-
-    Declared types make a stream encode and decode what it reads, for which `Audio` needs torchcodec even with
-    `decode=False`. Without them the rows come as they are, and every shape they can have is known here.
-    """
-    dataset = copy.copy(dataset.with_format(None))
-    dataset._info = dataset._info.copy()
-    dataset._info.features = None
-    return dataset
-
-
-def _made_of(stage: Any) -> Any:
-    """Give how a stage of a stream is made, without how far somebody has read it: peeking makes it no other."""
-    if isinstance(stage, (list, tuple)):
-        return [_made_of(item) for item in stage]
-    state = getattr(stage, "__dict__", {})
-    if "_state_dict" not in state:
-        return stage
-    return [type(stage).__qualname__, {name: _made_of(state[name]) for name in sorted(state) if name != "_state_dict"}]
-
-
 class _UnreadableRecord:
     """What stands for a record that its sequence would not give."""
 
@@ -382,7 +374,7 @@ def _in_batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
 def _names_of(record: Any) -> list[str]:
     if isinstance(record, _UnreadableRecord):
         what = "row 0 cannot be read, so its columns are not known"
-        raise ConfigError(_describe(what, record.error)) from record.error
+        raise ConfigError(describe(what, record.error)) from record.error
     if not isinstance(record, Mapping):
         raise ConfigError(f"its rows are of type {type(record).__name__}: expected mappings of column names to values")
     return [str(name) for name in record]
@@ -391,42 +383,3 @@ def _names_of(record: Any) -> list[str]:
 def _any_names(*specs: ColumnSpec) -> list[str]:
     """Pretend that a dataset without rows has the columns asked for: that it is empty is the better message."""
     return [spec for spec in specs if isinstance(spec, str)]
-
-
-def _digest_of_column(column: Column) -> list[Any]:
-    return [column.roots, column.path] if column.function is None else [_hash(column.function)]
-
-
-class _IndigestibleError(Exception):
-    """An object cannot be told from others, because it holds something that no process can hand on."""
-
-
-def _hash(value: Any) -> str:
-    from datasets.fingerprint import Hasher
-
-    try:
-        return str(Hasher.hash(value))
-    except (TypeError, AttributeError, pickle.PicklingError) as error:
-        raise _IndigestibleError(f"{type(error).__name__}: {error}") from error
-
-
-def _feed(digest: Any, value: Any) -> None:
-    """Feed a value into a digest, with its type and length, so that no two values look alike."""
-    if isinstance(value, Mapping):
-        _feed(digest, [item for pair in value.items() for item in pair])
-    elif isinstance(value, (list, tuple)):
-        digest.update(f"[{len(value)}".encode())
-        for item in value:
-            _feed(digest, item)
-    elif isinstance(value, (str, bytes)):
-        data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
-        digest.update(f"{type(value).__name__}{len(data)}:".encode())
-        digest.update(data)
-    elif value is None or isinstance(value, (bool, int, float)):
-        digest.update(f"{value!r};".encode())
-    elif hasattr(value, "__array__") or hasattr(value, "__array_interface__"):
-        array = np.asarray(value)
-        digest.update(f"{array.dtype}{array.shape}:".encode())
-        digest.update(_hash(array.tolist()).encode() if array.dtype.hasobject else array.tobytes())
-    else:
-        digest.update(_hash(value).encode())

@@ -21,6 +21,11 @@ from in_memory_datasets.schema import Source, names_this_machine, strip_credenti
 # What begins like a URL. One letter alone is a drive.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
+# Addresses as nearly all are, of which a split would say nothing new; group 1 is the file's name.
+_PLAIN_URL = re.compile(
+    r"https?://[A-Za-z0-9.-]+(?::[0-9]+)?(?:/(?:[!\"$-.0->@-~]*/)*([!\"$-.0->@-~]*))?(?:[?#][!-~]*)?"
+)
+
 
 def source_from_value(value: Any) -> Source | None:
     """Find the source in one value of a media column.
@@ -36,6 +41,8 @@ def source_from_value(value: Any) -> Source | None:
         >>> source_from_value("https://a.example/cat.jpg").kind, source_from_value({"bytes": b"...", "path": "x/a.wav"})
         ('url', Source(kind='bytes', value=b'...', name='a.wav'))
     """
+    if type(value) is str and (plain := _PLAIN_URL.fullmatch(value)):
+        return Source("url", value, plain[1] or "")
     if is_missing(value):
         return None
     if isinstance(value, str):

@@ -12,7 +12,7 @@ import pytest
 
 from in_memory_datasets.errors import ConfigError, FetchError, InMemoryDatasetsError
 from in_memory_datasets.fetch import Fetcher
-from in_memory_datasets.fetch.files import find_protocols
+from in_memory_datasets.fetch.object_stores import find_protocols
 from in_memory_datasets.schema import FetchOptions, Source
 
 
