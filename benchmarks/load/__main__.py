@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import sys
 import time
@@ -24,6 +23,7 @@ from benchmarks.load.plan import Plan
 from benchmarks.load.rates import measure_far, measure_local, measure_web
 from benchmarks.load.waiting import measure_training
 from benchmarks.processes.machine import describe_machine
+from in_memory_datasets.build.request import num_cores
 
 _ROOT = Path(__file__).parents[2]
 _RESULTS = Path(__file__).parents[1] / "results" / "load"
@@ -86,7 +86,7 @@ def parse_options() -> tuple[argparse.Namespace, Plan]:
     parser.add_argument("--num-small", type=int, default=5_000, help="pictures that cost nothing to decode")
     parser.add_argument("--num-clips", type=int, default=600)
     parser.add_argument("--num-rows", type=int, default=1_000_000, help="of the large dataset")
-    parser.add_argument("--num-threads", type=int, default=len(os.sched_getaffinity(0)), help="default: one per core")
+    parser.add_argument("--num-threads", type=int, default=num_cores(), help="default: one per core")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--slow-repeats", type=int, default=3, help="of parts that take long")
     parser.add_argument(

@@ -65,17 +65,15 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._unread = b""
         self._timer: asyncio.TimerHandle | None = None
+        self._is_counted = False  # from its first request on; who asks for the usage is no client
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.set_write_buffer_limits(high=2**26)
-        site = self._site
-        site.num_connections += 1
-        site.most_connections = max(site.most_connections, site.num_connections)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._site.num_connections -= 1
+        self._site.num_connections -= self._is_counted
         if self._timer is not None:
             self._timer.cancel()
 
@@ -93,6 +91,10 @@ class _Connection(asyncio.Protocol):
             return
         if site.first_request is None:
             site.first_request = time.monotonic()
+        if not self._is_counted:
+            self._is_counted = True
+            site.num_connections += 1
+            site.most_connections = max(site.most_connections, site.num_connections)
         site.num_requests += 1
         answer = site.answers.get(path, _MISSING)
         self._timer = self._loop.call_later(site.latency_seconds, self._transport.write, answer)

@@ -28,16 +28,20 @@ _LARGE_SIDE = 16  # of pictures of the large dataset: a million of them are to f
 
 
 def run(task: Told) -> Iterator[Told]:
-    """Do what a task says."""
+    """Do what a task says.
+
+    The word that tells whether the interpreter is held is looked for first: no other thread may take it meanwhile.
+    """
+    try:
+        task["word"] = find_word()
+    except NoSuchWordError:
+        task["word"] = None
     return {"load": _load, "decode": _decode, "spin": _spin, "sum_up": _sum_up, "large": _large}[task["task"]](task)
 
 
-def _ready() -> Told:
+def _ready(task: Told) -> Told:
     gc.collect()  # which holds the interpreter, and would fall into what is watched
-    try:
-        return {"word": find_word()}
-    except NoSuchWordError:
-        return {"word": None}
+    return {"word": task["word"]}
 
 
 def _wait() -> None:
@@ -54,7 +58,7 @@ def _load(task: Told) -> Iterator[Told]:
     arguments = {"fetch": fetch, "num_threads": task["num_threads"]}
     rows = rows_of(sources)
     load_pictures(rows[:_NUM_REHEARSED], **arguments).close()  # what is imported late is no part of a load
-    yield _ready()
+    yield _ready(task)
     _wait()
     turn, before = Turn(len(rows)), time.process_time()
     with clock(turn, collect=False):
@@ -86,7 +90,7 @@ def _decode(task: Told) -> Iterator[Told]:
     bodies = pictures.read()
     images = np.zeros((len(pictures), SIDE, SIDE, 3), np.uint8)
     decode_image(bodies[0], spec=ImageSpec())
-    yield _ready()
+    yield _ready(task)
     _wait()
     turn = Turn(len(bodies))
     with clock(turn, collect=False):
@@ -98,7 +102,7 @@ def _decode(task: Told) -> Iterator[Told]:
 
 def _spin(task: Told) -> Iterator[Told]:
     """Hold the interpreter all the time."""
-    yield _ready()
+    yield _ready(task)
     _wait()
     until = time.perf_counter() + task["seconds"]
     while time.perf_counter() < until:
@@ -109,7 +113,7 @@ def _spin(task: Told) -> Iterator[Told]:
 def _sum_up(task: Told) -> Iterator[Told]:
     """Hold the interpreter hardly ever: zlib gives it up for as long as it works."""
     body = bytes(64 * 2**20)
-    yield _ready()
+    yield _ready(task)
     _wait()
     until = time.perf_counter() + task["seconds"]
     while time.perf_counter() < until:
@@ -124,7 +128,7 @@ def _large(task: Told) -> Iterator[Told]:
     rows = load_from_disk(task["directory"], keep_in_memory=task["in_memory"])
     few = [{"image_url": np.zeros((4, 4, 3), np.uint8), "caption": caption_of(0)}]
     load_pictures(few).close()
-    yield _ready()
+    yield _ready(task)
     _wait()
     arguments: Told = {"image_size": (_LARGE_SIDE, _LARGE_SIDE)}
     started = time.monotonic()

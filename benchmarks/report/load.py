@@ -8,7 +8,7 @@ from benchmarks.load.contestants import OURS, POOL
 from benchmarks.load.cores import CORES, projection
 from benchmarks.load.floors import DESCRIPTION, MINIMAL_DESCRIPTION
 from benchmarks.report.charts import Bar, BarChart, Chart, Kind, Line, LineChart, Panel
-from benchmarks.report.sections import Finding, Record, Section, Target, count, show, spread, table
+from benchmarks.report.sections import Finding, Record, Section, Target, count, show, table
 
 PICTURES = Target("Loading: pictures on this machine, of the bare loop", 0.95)
 CLIPS = Target("Loading: clips on this machine, of the bare loop", 0.9)
@@ -31,7 +31,12 @@ _WAYS = {
     "bytes": "in_memory_datasets, from bytes",
     "files": "in_memory_datasets, from files",
 }
-_LOADS = {"decode": "the decoder alone", "bytes": "a load of bytes", "files": "of files", "web": "over HTTP"}
+_LOADS = {
+    "decode": "the decoder alone",
+    "bytes": "a load from bytes",
+    "files": "a load from files",
+    "web": "a load over HTTP",
+}
 _KINDS: dict[str, Kind] = {"ours": "ours", "library": "decoded", "code": "encoded"}
 _WORDS = {"decoded": "a library", "encoded": "requests and Pillow, as people write it"}
 
@@ -218,8 +223,8 @@ def interpreter(figures: Record) -> Section:
             "another process, the word in which CPython keeps whether it is held was read at moments that chance "
             "chose. So measured, a loop in Python holds it for "
             f"{100 * figures['python_loop_share']:.2f} % of the time and a loop of zlib's checksums for "
-            f"{100 * figures['zlib_share']:.2f} %. The projection is the lower of cores by processor time of a picture, "
-            "and one by the time it is held for; where the latter is the lower, more cores bring nothing. "
+            f"{100 * figures['zlib_share']:.2f} %. The projection is the lower of cores by processor time of a "
+            "picture, and one by the time it is held for; where the latter is the lower, more cores bring nothing. "
             f"{count(figures['repeats'], 'repeat')}.",
             "",
             *show(chart),
@@ -296,9 +301,9 @@ def large(figures: Record) -> Section:
         [
             f"### {figures['num_rows']:,} URLs",
             "",
-            f"A `datasets.Dataset` of {figures['num_rows']:,} URLs and captions, all different: how long from `plan` to "
-            "the first request that its server sees, and what memory of all kinds grew by meanwhile. Then the load is "
-            f"cancelled. {count(figures['repeats'], 'repeat')}.",
+            f"A `datasets.Dataset` of {figures['num_rows']:,} URLs and captions, all different: how long from `plan` "
+            "to the first request that its server sees, and what memory of all kinds grew by meanwhile. Then the load "
+            f"is cancelled. {count(figures['repeats'], 'repeat')}.",
             "",
             *table(["", "plan, s", "plan and first request, s", "grown by, MB", "targets"], cells),
         ],
@@ -359,7 +364,7 @@ def _speed(row: Record) -> list[str]:
 
 
 def _spread(found: Record, digits: int = 3) -> str:
-    return spread(found["median"], (found["min"], found["max"]), digits)
+    return f"{found['median']:,.{digits}f} ({found['min']:,.{digits}f}–{found['max']:,.{digits}f})"
 
 
 def _left_out(title: str, figures: Record) -> Section:

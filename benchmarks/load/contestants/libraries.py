@@ -44,7 +44,7 @@ class Img2dataset(Contestant):
         self.configuration = (
             f"download(url_list, image_size=224, resize_mode='center_crop', output_format='webdataset', "
             f"processes_count={num_processes}, thread_count={num_threads}, "
-            f"number_sample_per_shard={_SHARDS_PER_PROCESS} shards a process)"
+            f"number_sample_per_shard=...), {_SHARDS_PER_PROCESS} shards a process"
         )
 
     def rehearse(self, sources: Sequence[str], place: Path) -> None:
@@ -80,6 +80,8 @@ class Img2dataset(Contestant):
     def counted(self, place: Path, seconds: float, cpu_seconds: float, spared: float) -> tuple[float, float]:
         books = [json.loads(path.read_text()) for path in (place / "shards").glob("*_stats.json")]
         span = max(book["end_time"] for book in books) - min(book["start_time"] for book in books)
+        if cpu_seconds <= spared:
+            raise ValueError("so few pictures that their processor time is lost in that of a start")
         return span, cpu_seconds - spared
 
     def pictures(self, loaded: Any, place: Path) -> Iterator[tuple[int, NDArray[np.uint8]]]:
