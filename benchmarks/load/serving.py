@@ -93,17 +93,19 @@ async def _drain(requests: list[bytes], port: int, num_connections: int) -> floa
     loop = asyncio.get_running_loop()
     waiting = iter(requests)
     readers = []
-    for _ in range(min(num_connections, len(requests))):
-        _, reader = await loop.create_connection(lambda: _Reader(waiting, loop), "127.0.0.1", port)
-        readers.append(reader)
-    started = time.perf_counter()
-    for reader in readers:
-        reader.ask()
-    await asyncio.gather(*(reader.over for reader in readers))
-    seconds = time.perf_counter() - started
-    for reader in readers:
-        reader.close()
-    return seconds
+    try:
+        for _ in range(min(num_connections, len(requests))):
+            _, reader = await loop.create_connection(lambda: _Reader(waiting, loop), "127.0.0.1", port)
+            readers.append(reader)
+        started = time.perf_counter()
+        for reader in readers:
+            reader.ask()
+        await asyncio.gather(*(reader.over for reader in readers))
+        return time.perf_counter() - started
+    finally:
+        for reader in readers:
+            reader.close()
+        await asyncio.gather(*(reader.gone for reader in readers))
 
 
 class _Reader(asyncio.Protocol):
@@ -112,11 +114,13 @@ class _Reader(asyncio.Protocol):
         self._left = -1
         self._head = b""
         self.over: asyncio.Future[None] = loop.create_future()
+        self.gone: asyncio.Future[None] = loop.create_future()
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.gone.set_result(None)
         if not self.over.done():
             self.over.set_exception(exc or ConnectionError("the server closed a connection"))
 
