@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart train fmt lint imports types test test-wheel docs bench bench-quick bench-gather bench-encoded bench-serve bench-reload bench-pages bench-device bench-report static check clean
+.PHONY: help setup quickstart train fmt lint imports types test test-wheel docs bench bench-quick bench-load bench-gather bench-encoded bench-serve bench-reload bench-pages bench-device bench-report static check clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -49,10 +49,13 @@ test-wheel: setup  ## Build the wheel and use it from an empty directory
 docs: setup  ## Run the examples in docstrings and guides
 	$(BIN)/python -m pytest -q tests/docs/test_docstrings.py tests/docs/test_guides.py
 
-bench: bench-quick bench-gather bench-encoded bench-serve bench-reload bench-report  ## Run all benchmarks but those of huge pages and of a GPU, and make the page of them
+bench: bench-quick bench-load bench-gather bench-encoded bench-serve bench-reload bench-report  ## Run all benchmarks but those of huge pages and of a GPU, and make the page of them
 
 bench-quick: setup  ## Five epochs over 10,000 images: on the fly against in memory
 	$(BIN)/python -m benchmarks.bench_quick
+
+bench-load: setup  ## What loading costs, against bare loops and side by side with others; makes its own inputs in build
+	$(BIN)/python -m benchmarks.load
 
 bench-gather: setup  ## What serving costs against a bare copy of the same bytes
 	$(BIN)/python -m benchmarks.bench_gather

@@ -10,13 +10,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processes.machine import describe_machine
 from benchmarks.reload import __doc__ as summary
 from benchmarks.reload.contestants import CONTESTANTS, QUICK
 from benchmarks.reload.figures import METHOD, Row, as_text, make_rows
 from benchmarks.reload.page_cache import can_drop
 from benchmarks.reload.pictures import BATCH_SIZE, PICTURE_BYTES
 from benchmarks.reload.runner import PHASES, Entry, Phase, Runner
-from benchmarks.serve.report import describe_machine
 
 _ROOT = Path(__file__).parents[2]
 _RESULTS = Path(__file__).parents[1] / "results" / "reload"

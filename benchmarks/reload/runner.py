@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.processes.jobs import JobError, kill_group
+from benchmarks.processes.venvs import InstallError, python_of
 from benchmarks.reload import pictures
 from benchmarks.reload.contestants import CONTESTANTS, Contestant
 from benchmarks.reload.page_cache import cool, warm
 from benchmarks.reload.pictures import PICTURE_BYTES, choose, describe, digest_captions, digest_images, draw
 from benchmarks.reload.worker import Job, Task
-from benchmarks.serve.runner import JobError, kill_group
-from benchmarks.serve.venvs import InstallError, python_of
 
 Phase = Literal["warm", "cold", "restarted"]
 PHASES: tuple[Phase, ...] = ("warm", "cold", "restarted")

@@ -1,4 +1,4 @@
-"""Charts as data, and drawn: SVG whose bytes depend on the data and on matplotlib's version alone."""
+"""Charts as data, and drawn: bytes that depend on the data and on matplotlib's version alone."""
 
 from __future__ import annotations
 
@@ -123,8 +123,8 @@ class LineChart:
 Chart = BarChart | LineChart
 
 
-def draw(chart: Chart) -> bytes:
-    """Draw a chart as SVG on white, so that it can be read on a page of any colour."""
+def draw(chart: Chart, *, form: Literal["svg", "png"] = "svg") -> bytes:
+    """Draw a chart on white, so that it can be read on a page of any colour."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -137,7 +137,7 @@ def draw(chart: Chart) -> bytes:
         else:
             _draw_lines(figure, chart)
         file = io.BytesIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
+        figure.savefig(file, format=form, dpi=120, metadata={"Date": None} if form == "svg" else None)
     return file.getvalue()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.report import encoded, gather
+from benchmarks.report import encoded, gather, load
 from benchmarks.report.charts import Chart
 from benchmarks.report.device import device
 from benchmarks.report.gather import five_epochs
@@ -67,12 +67,14 @@ class Page:
 
 def make_page(results: Path) -> Page:
     """Make the page of the results in a directory; what has not been measured is named with its command."""
-    names = ("quick", "gather", "encoded", "serve", "reload", "pages", "device")
+    names = ("quick", "load", "gather", "encoded", "serve", "reload", "pages", "device")
     records = {name: read(results / name / "results.json") for name in names}
     parts = {key: _part(records["gather"], key, title, write, "make bench-gather") for key, title, write in _PARTS}
     of_encoded = [
         _part(records["encoded"], key, title, write, "make bench-encoded") for key, title, write in _ENCODED_PARTS
     ]
+    loaded = records["load"]
+    of_load = [_part(loaded, key, title, write, "make bench-load") for key, title, write in load.PARTS]
     quick, serve, reloaded, in_pages, on_device = (
         records[name] for name in ("quick", "serve", "reload", "pages", "device")
     )
@@ -81,6 +83,7 @@ def make_page(results: Path) -> Page:
             "## Five epochs",
             five_epochs(quick) if quick else _not_measured("five epochs", "make bench-quick"),
         ),
+        *([join("## Loading", *of_load)] if loaded else []),
         join("## The gather against a bare copy", parts["images"], parts["audio"], parts["overhead"]),
         join("## Workers", parts["workers"]),
         join("## How cost grows", parts["growth"]),
@@ -146,6 +149,7 @@ def _machines(records: dict[str, Record]) -> list[str]:
     """Say where and when each part was measured, and with what it is measured again."""
     copies, kept = records["gather"] or {}, records["encoded"] or {}
     measured = [("five epochs", "quick", records["quick"])]
+    measured += [(title, "load", (records["load"] or {}).get(key)) for key, title, _ in load.PARTS]
     measured += [(title, "gather", copies.get(key)) for key, title, _ in _PARTS]
     measured += [(title, "encoded", kept.get(key)) for key, title, _ in _ENCODED_PARTS]
     measured += [

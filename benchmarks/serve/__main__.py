@@ -8,10 +8,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.processes.machine import describe_machine
 from benchmarks.serve import __doc__ as summary
 from benchmarks.serve.job import BATCH_SIZES, Media
 from benchmarks.serve.peers import MEASURE, PEERS
-from benchmarks.serve.report import METHOD, as_markdown, describe_machine, make_rows
+from benchmarks.serve.report import METHOD, as_markdown, make_rows
 from benchmarks.serve.runner import Contestant, Measurement, Runner
 from benchmarks.serve.samples import make_samples
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Iterable
-from datetime import datetime, timezone
 from statistics import median
 from typing import Any
 
@@ -135,18 +132,3 @@ def _notes(rows: list[Row]) -> list[str]:
     ]
     errors = {(row["peer"], row["workers"], row["error"]): None for row in rows if row["error"]}
     return [*lines, *(f"- {peer}, {number} workers: {error}" for peer, number, error in errors), ""]
-
-
-def describe_machine() -> dict[str, str]:
-    """Name what the figures depend on."""
-    with open("/proc/cpuinfo") as file:
-        models = {line.partition(":")[2].strip() for line in file if line.startswith("model name")}
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "processor": ", ".join(sorted(models)) or platform.machine(),
-        "processors": str(os.cpu_count()),
-        "memory": f"{memory / 2**30:.1f} GiB",
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "python": platform.python_version(),
-    }

@@ -8,22 +8,18 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processes.jobs import JobError, kill_group
+from benchmarks.processes.venvs import InstallError, python_of
 from benchmarks.serve import samples
 from benchmarks.serve.job import BATCH_SIZES, Job, Media, Task
 from benchmarks.serve.peers import PEERS, Peer
-from benchmarks.serve.venvs import InstallError, python_of
 
 _TIMEOUT_SECONDS: dict[Task, float] = {"prepare": 600.0, "time": 180.0}
-
-
-class JobError(Exception):
-    """A process of a peer failed; the message is the end of what it said."""
 
 
 @dataclass(slots=True)
@@ -160,11 +156,3 @@ def _fingerprint(peer: Peer) -> str:
     """Tell the code that makes a peer's files from other code."""
     modules = [Path(samples.__file__), Path(inspect.getfile(type(peer)))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in modules)).hexdigest()
-
-
-def kill_group(pid: int) -> None:
-    """End what is left of the group of a process."""
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:  # nothing is left
-        return

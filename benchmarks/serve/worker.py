@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.processes.usage import MemoryWatch
 from benchmarks.serve.job import Job
-from benchmarks.serve.measuring import MemoryWatch, evict, time_epoch
+from benchmarks.serve.measuring import evict, time_epoch
 from benchmarks.serve.peers import PEERS, Batch, Feed, Peer
 from benchmarks.serve.samples import SIDE, Samples
 
