@@ -318,7 +318,7 @@ def test_on_a_device_lies_each_sample_once(tmp_path: Path, kind: str, monkeypatc
         # the processor stands for a device, by being taken for another than the host
         monkeypatch.setattr("in_memory_datasets.training.in_memory._CPU", torch.device("meta"))
         there = dataset.to("cpu")
-        media = there._samples()
+        media = there._samples(there._store)
         assert isinstance(media, DeviceMedia)
         assert media.samples.shape == (dataset._store.images if kind == "images" else dataset._store.frames).shape
         assert same(everything(there, INDICES), expected)
