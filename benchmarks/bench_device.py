@@ -51,7 +51,7 @@ def main() -> None:
 
 def measure_gather(there: InMemoryImageTextDataset, device: torch.device, repeats: int) -> list[Figures]:
     """Gather rows in random order on the device; its bandwidth is what copying as many consecutive bytes reaches."""
-    media = there._samples()
+    media = there._samples(there._store)
     num_samples = len(there)
     rows = []
     for batch_size in (32, 256, 1024):

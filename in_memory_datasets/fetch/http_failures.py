@@ -22,7 +22,7 @@ from in_memory_datasets.schema import strip_credentials
 HTTP_ERRORS = (aiohttp.ClientError, HttpProcessingError, asyncio.TimeoutError, OSError, ValueError, RuntimeError)
 
 TRANSIENT_STATUSES = frozenset({408, 425, 429})
-_OWN_REASON = frozenset({401, 403, 404, 408, 410, 429, 451})
+_OWN_REASON = frozenset({401, 403, 404, 410, 429, 451})
 _UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN})
 # The server knows nothing of these.
 _OUT_OF_SOCKETS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
@@ -40,9 +40,8 @@ def judge_status(status: int, headers: Mapping[str, str]) -> AttemptFailed | Non
         phrase = f"{status} ({HTTPStatus(status).phrase})"
     except ValueError:
         phrase = str(status)
-    reason = f"http_{status}" if status in _OWN_REASON else "http_5xx" if 500 <= status < 600 else "http_status"
     return AttemptFailed(
-        reason,
+        f"http_{status}" if status in _OWN_REASON else "http_status",
         f"the server answered {phrase}, expected 200",
         transient=status in TRANSIENT_STATUSES or 500 <= status < 600,
         retry_after=parse_retry_after(headers.get("Retry-After")),

@@ -45,8 +45,6 @@ REASONS: tuple[str, ...] = (
     "unreadable",
     "checksum",
     "bad_response",
-    "http_408",
-    "http_5xx",
     "unreachable",
     "no_socket",
     "content_coding",

@@ -7,16 +7,12 @@ to do nothing to the rows beside it, and so that what is left afterwards can be 
 from __future__ import annotations
 
 import base64
-import gzip
-import io
 import json
 import os
 import socket
-import struct
 import subprocess
 import sys
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,24 +22,24 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from tests.web.certificates import Authority, self_signed
+from tests.web.hostile_files import jpeg, make_files
 from tests.web.hostile_server import HostileServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
-RETRIES = 2
+# One more than any row here needs: where the machine is busy, a good attempt may run out of time.
+RETRIES = 3
 MAX_BYTES = 4 * 2**20
 OPTIONS = {"allow_private_addresses": True, "timeout": 4.0, "retries": RETRIES, "max_bytes": MAX_BYTES}
 SECRET = "geheim"
 SECRETS = (SECRET, base64.b64encode(f"me:{SECRET}".encode()).decode())
 HOSTS = ("127.0.0.1", "localhost", "slow.test", "flaky.test", "*.good.test")
 # What may pass is tried again. (Names have pauses of their own.)
-TRANSIENT = {"refused", "reset", "timeout", "truncated", "http_408", "http_429", "http_5xx"}
+TRANSIENT = {"refused", "reset", "timeout", "truncated", "http_429", "http_status"}
 
 
 @dataclass
@@ -76,88 +72,6 @@ def header(text: str) -> Place:
 
 def now() -> str:
     return formatdate(time.time() + 1, usegmt=True)
-
-
-def jpeg() -> bytes:
-    y, x = np.mgrid[:48, :64]
-    pixels = np.stack([4 * x, 5 * y, 2 * (x + y)], axis=-1).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=90)
-    return file.getvalue()
-
-
-def png_chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png_bomb() -> bytes:
-    """Make a whole PNG of 900 million pixels in some hundred kilobytes."""
-    side = 30_000
-    engine = zlib.compressobj(9)
-    rows = b"".join(engine.compress(bytes(side // 8 + 1) * 100) for _ in range(side // 100)) + engine.flush()
-    head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + png_chunk(b"IDAT", rows) + png_chunk(b"IEND", b"")
-
-
-def gif(*, screen: tuple[int, int], frames: list[tuple[int, int]]) -> bytes:
-    """Make a GIF whose frames have sizes of their own, whatever its screen has."""
-    data = b"GIF89a" + struct.pack("<HHBBB", *screen, 0x80, 0, 0) + bytes([255, 0, 0, 0, 0, 255])
-    for width, height in frames:
-        data += b"," + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x44\x01\x00"
-    return data + b";"
-
-
-def tiff_bomb() -> bytes:
-    """Make a TIFF that says it has 3.6 billion pixels, and has one strip."""
-    tags = [(256, 60_000), (257, 60_000), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, 60_000), (279, 100)]
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    return b"II*\0" + struct.pack("<I", 108) + bytes(100) + struct.pack("<H", len(tags)) + entries + bytes(4)
-
-
-def wav(*, num_frames: int, says_bytes: int | None = None) -> bytes:
-    frames = (8000 * np.sin(np.arange(num_frames) / 9)).astype("<i2").tobytes()
-    size = len(frames) if says_bytes is None else says_bytes
-    head = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, 16_000, 32_000, 2, 16) + b"data" + struct.pack("<I", size)
-    return b"RIFF" + struct.pack("<I", min(size + 36, 0xFFFFFFFF)) + head + frames
-
-
-def zeros(num_bytes: int, window_bits: int) -> bytes:
-    """Compress so many zeros."""
-    engine = zlib.compressobj(9, wbits=window_bits)
-    piece = bytes(2**20)
-    return b"".join(engine.compress(piece) for _ in range(num_bytes // 2**20)) + engine.flush()
-
-
-def make_files() -> dict[str, tuple[bytes, tuple[str, ...]]]:
-    picture, clip = jpeg(), wav(num_frames=1600)
-    page = b"<!DOCTYPE html><html><body>This picture has moved.</body></html>"
-    says_jpeg = "Content-Type: image/jpeg"
-    return {
-        "jpeg": (picture, (says_jpeg,)),
-        "jpeg-as-html": (picture, ("Content-Type: text/html; charset=utf-8",)),
-        "jpeg-as-nothing": (picture, ()),
-        "jpeg-with-a-nonsense-coding": (picture, (says_jpeg, "Content-Encoding: binary")),
-        "jpeg-in-gzip": (gzip.compress(picture), (says_jpeg, "Content-Encoding: gzip")),
-        "jpeg-in-deflate": (zlib.compress(picture), (says_jpeg, "Content-Encoding: deflate")),
-        "jpeg-cut": (picture[: len(picture) // 2], (says_jpeg,)),
-        "html": (page, (says_jpeg,)),
-        "json": (b'{"error": "no such picture"}', ("Content-Type: image/png",)),
-        "gzip-cut": (gzip.compress(picture)[:-9], (says_jpeg, "Content-Encoding: gzip")),
-        "no-gzip": (picture, (says_jpeg, "Content-Encoding: gzip")),
-        "brotli": (b"\x0b\x02\x80hello\x03", (says_jpeg, "Content-Encoding: br")),
-        "zstd": (b"\x28\xb5\x2f\xfd", (says_jpeg, "Content-Encoding: zstd")),
-        "gzip-in-gzip": (gzip.compress(gzip.compress(picture)), (says_jpeg, "Content-Encoding: gzip, gzip")),
-        "gzip-of-nothing": (gzip.compress(b"") * 50_000, (says_jpeg, "Content-Encoding: gzip")),
-        "gzip-bomb": (zeros(2**30, 31), (says_jpeg, "Content-Encoding: gzip")),
-        "deflate-bomb": (zeros(2**30, 15), (says_jpeg, "Content-Encoding: deflate")),
-        "png-bomb": (png_bomb(), ("Content-Type: image/png",)),
-        "gif-with-a-huge-screen": (gif(screen=(65_000, 65_000), frames=[(1, 1)]), ("Content-Type: image/gif",)),
-        "gif-with-a-huge-second-frame": (gif(screen=(2, 2), frames=[(1, 1), (65_000, 65_000)]), ()),
-        "tiff-bomb": (tiff_bomb(), ("Content-Type: image/tiff",)),
-        "wav": (clip, ("Content-Type: audio/wav",)),
-        "wav-as-jpeg": (clip, (says_jpeg,)),
-        "wav-of-4-gb": (wav(num_frames=1600, says_bytes=0xFFFFFFFF), ("Content-Type: audio/wav",)),
-    }
 
 
 def data_url(kind: str, data: bytes) -> str:
@@ -226,10 +140,10 @@ IMAGES: dict[str, Case] = {
     "206": (at("/status/206"), "http_status"),
     "304": (at("/status/304"), "http_status"),
     "999": (at("/status/999"), "http_status"),
-    "408 for ever": (at("/status/408"), "http_408"),
+    "408 for ever": (at("/status/408"), "http_status"),
     "429 for ever": (at("/status/429"), "http_429"),
-    "500 for ever": (at("/status/500"), "http_5xx"),
-    "503 for ever": (at("/status/503"), "http_5xx"),
+    "500 for ever": (at("/status/500"), "http_status"),
+    "503 for ever": (at("/status/503"), "http_status"),
     "500 once": (at("/file-once-allowed/500/1/jpeg"), ""),
     "502 twice": (at("/file-once-allowed/502/2/jpeg"), ""),
     "429 once": (at("/file-once-allowed/429/1/jpeg"), ""),
@@ -310,7 +224,6 @@ CLIPS: dict[str, Case] = {
     "a page": (at("/file/html"), "not_media"),
     "an empty body": (at("/empty"), "empty"),
     "an endless body": (at("/endless"), "too_large"),
-    "half a body": (at("/slow-body"), "timeout"),
     "404": (at("/status/404"), "http_404"),
     "a path among URLs": ("/etc/hostname", "local_file"),
 }
@@ -400,7 +313,7 @@ def test_the_load_ends_in_bounded_time(told: dict[str, Any]) -> None:
 
 
 def test_memory_stays_bounded(told: dict[str, Any]) -> None:
-    """The bombs would be gigabytes; two endless bodies would be no end of them."""
+    """The bombs would be a gigabyte; two endless bodies would be no end of them."""
     assert told["after"]["peak_bytes"] - told["before"]["peak_bytes"] < 300 * 2**20
 
 

@@ -52,6 +52,15 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[SystemResolver]:
     monkeypatch.setattr(socket, "getaddrinfo", resolver)
     yield resolver
     resolver.open.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("in-memory-datasets-io"):  # left inside a look-up when its fetcher was closed
+            thread.join(60)
+
+
+@pytest.fixture
+def make_fetcher(resolver: SystemResolver, make_fetcher: MakeFetcher) -> MakeFetcher:
+    """Close the fetchers before the resolver is gone."""
+    return make_fetcher
 
 
 AGAIN = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")

@@ -92,9 +92,9 @@ def test_batches_of_a_device_are_those_of_memory(
 ) -> None:
     with load(**arguments) as dataset:
         batches = epoch_of(dataset)
-        assert isinstance(dataset._samples(), HostMedia)
+        assert isinstance(dataset._samples(dataset._store), HostMedia)
         there = put_on_device(dataset)
-        assert isinstance(there._samples(), DeviceMedia)
+        assert isinstance(there._samples(there._store), DeviceMedia)
         assert_same(batches, epoch_of(there))
 
 
@@ -121,7 +121,7 @@ def test_rows_of_any_number_of_bytes_are_gathered_whole(size: tuple[int, int]) -
 def test_back_in_memory_nothing_is_copied() -> None:
     with load_images() as dataset:
         same = dataset.to("cpu")
-        media, own = same._samples(), dataset._samples()
+        media, own = same._samples(same._store), dataset._samples(dataset._store)
         assert isinstance(media, HostMedia)
         assert isinstance(own, HostMedia)
         assert np.shares_memory(media.samples, own.samples)
@@ -129,7 +129,7 @@ def test_back_in_memory_nothing_is_copied() -> None:
 
 def test_the_copy_on_a_device_is_its_own(put_on_device: Callable[[Any], Any]) -> None:
     with load_images() as dataset:
-        media, store = put_on_device(dataset)._samples(), dataset._store
+        media, store = put_on_device(dataset)._samples(dataset._store), dataset._store
         assert isinstance(media, DeviceMedia)
         assert store.images is not None
         assert not np.shares_memory(media.samples.numpy(), store.images)
@@ -151,7 +151,7 @@ def test_a_copy_by_pickle_goes_to_the_device_again(put_on_device: Callable[[Any]
         expected = epoch_of(there)
         copy: InMemoryImageTextDataset = pickle.loads(pickle.dumps(there))
     with copy:
-        assert isinstance(copy._samples(), DeviceMedia)
+        assert isinstance(copy._samples(copy._store), DeviceMedia)
         assert_same(expected, epoch_of(copy))
 
 
