@@ -8,7 +8,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from in_memory_datasets.build.pipeline import most_under_way, run
 from in_memory_datasets.build.planning import is_surely_too_large, plan, ways_out
 from in_memory_datasets.build.request import LoadRequest
 from in_memory_datasets.build.tally import Tally
-from in_memory_datasets.errors import ConfigError, LoadError, MemoryLimitError, StoreError
+from in_memory_datasets.errors import ConfigError, LoadError, MemoryLimitError
 from in_memory_datasets.memory import FLOOR_BYTES, available_memory, free_memory, refuse_if_too_large
 from in_memory_datasets.rows import RowReader, source_from_value
 from in_memory_datasets.schema import (
@@ -45,6 +44,7 @@ from in_memory_datasets.store import (
     StoreWriter,
     attach_or_build,
     cache,
+    disk_errors,
     locked,
     open_store,
     share_store,
@@ -65,7 +65,7 @@ def load(request: LoadRequest) -> tuple[Store, Effort]:
         ConfigError: A cache is asked for rows that cannot be told apart from others.
         MemoryLimitError: It does not fit; raised before anything is fetched where the length is known.
         LoadError: No sample could be loaded, or one could not and `on_error` is "raise".
-        StoreError: The cached store is damaged, or the disk is full.
+        StoreError: The cached store is damaged; or the disk is full, or may not be written.
     """
     started = time.monotonic()
     reader, effort = request.rows, Effort()
@@ -82,7 +82,7 @@ def load(request: LoadRequest) -> tuple[Store, Effort]:
                 "read: pass a Dataset or a list, or keep what was loaded with dataset.save(directory)"
             )
         directory = cache.resolve(request.cache_dir)
-        with waiting_bar(request.progress, reader.num_rows) as show:
+        with disk_errors(directory), waiting_bar(request.progress, reader.num_rows) as show:
             store = attach_or_build(directory, fingerprint(reader.identity, request), build, on_waiting=show)
         cache.keep_to_limit(directory)
     elif request.job is not None:
@@ -110,6 +110,7 @@ def retry(
 
     Raises:
         ConfigError: There is no such reason.
+        StoreError: The disk is full, or may not be written; what was there is as it was.
     """
     started = time.monotonic()
     effort = Effort()
@@ -128,7 +129,7 @@ def retry(
     if not looks_further and not _slots_to_mend(store, reasons):
         mended = store
     elif store.directory is not None:
-        with locked(store.directory):
+        with disk_errors(store.directory, doing="mend the samples in"), locked(store.directory):
             current = open_store(store.directory)  # another process may have mended it by now
             mended = mend(current)
             if mended is not current:
@@ -188,7 +189,7 @@ def _build(request: LoadRequest, directory: Path | None) -> tuple[Store, Effort]
 
     tally = Tally(request.threads)
     with (
-        _disk_errors(directory),
+        disk_errors(directory),
         StoreWriter(request.spec, encoded=encoded, directory=directory) as writer,
         progress_bar(request.progress, expected.num_samples) as bar,
     ):
@@ -268,7 +269,7 @@ def _mend(request: LoadRequest, store: Store, slots: list[int]) -> tuple[Store, 
         rows = [row for slot in slots if (row := _row_of_store(store, slot)) is not None]
     tally = Tally(request.threads)
     with (
-        _disk_errors(store.directory),
+        disk_errors(store.directory, doing="mend the samples in"),
         StoreWriter(request.spec, directory=store.directory, mend=store) as writer,
         progress_bar(request.progress, len(rows)) as bar,
     ):
@@ -323,19 +324,6 @@ def _announced(
         to_load = [row for row in rows if not writer.is_done(row.index)]
         bar.update(len(rows) - len(to_load))
         yield to_load
-
-
-@contextmanager
-def _disk_errors(directory: Path | None) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:
-            raise
-        place = "shared memory" if directory is None else str(directory)
-        raise StoreError(
-            f"cannot write the samples to {place}: {error.strerror}; make room there and load again"
-        ) from error
 
 
 _unnamed = itertools.count()
