@@ -6,6 +6,7 @@ import io
 import os
 import resource
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -197,6 +198,52 @@ def fill(place: str, elsewhere: str, kind: str, how: str) -> dict[str, int]:
     )
     assert "it was lost" not in (here / "report.csv").read_text() != "the report of before"
     return counts
+
+
+def read_only(place: str, how: str) -> dict[str, str]:
+    """Do all that there is to do with what others have written, and give the errors there are."""
+    here = Path(place)
+    here.chmod(0o755)
+    options: dict[str, Any] = {"image_size": (32, 24), "progress": False, "num_threads": 1}
+    rows = [{"image_url": make_picture(i), "caption": f"row {i}"} for i in range(3)]
+    rows[1]["image_url"] = "/not/there.png"
+    with InMemoryImageTextDataset(rows, cache_dir=here / "cache", **options) as dataset:
+        dataset.save(here / "saved")
+    (entry,) = (path for path in (here / "cache").iterdir() if path.is_dir())
+    before = contents(here / "saved"), contents(entry)
+    if how == "mount":
+        subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+    elif os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+    else:
+        for path in (here, *here.glob("**/*")):
+            path.chmod(path.stat().st_mode & ~0o222)
+    said = {}
+
+    def refused(name: str, act: Callable[[], object], kind: type[Exception] = StoreError) -> None:
+        try:
+            act()
+        except kind as error:
+            said[name] = str(error)
+
+    with InMemoryImageTextDataset(rows, cache_dir=here / "cache", **options) as attached:
+        assert str(attached.report).startswith("2 of 3 samples attached")
+        refused("save over", lambda: attached.save(here / "saved"))
+        refused("save anew", lambda: attached.save(here / "other"))
+        refused("report", lambda: attached.report.save(here / "report.csv"), OSError)
+    other = {**options, "image_size": (9, 9)}
+    refused("load", lambda: InMemoryImageTextDataset(rows, cache_dir=here / "cache", **other))
+    with InMemoryImageTextDataset.load(here / "saved", verify=True, progress=False) as saved:
+        refused("retry", saved.retry_failed)
+        assert saved.failed_indices == [1]
+        assert [sample["valid"] for sample in saved] == [True, False, True]
+    assert (contents(here / "saved"), contents(entry)) == before
+    if how == "user" and os.geteuid() not in (0, 65534):
+        for path in (here, *here.glob("**/*")):
+            path.chmod(path.stat().st_mode | 0o200)
+    return said
 
 
 if __name__ == "__main__":
