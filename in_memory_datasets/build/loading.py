@@ -9,7 +9,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +25,7 @@ from in_memory_datasets.build.planning import is_surely_too_large, plan, plan_wi
 from in_memory_datasets.build.processes import make_workshop
 from in_memory_datasets.build.request import LoadRequest
 from in_memory_datasets.build.tally import Tally
-from in_memory_datasets.errors import ConfigError, LoadError, MemoryLimitError, StoreError
+from in_memory_datasets.errors import ConfigError, LoadError, MemoryLimitError
 from in_memory_datasets.memory import FLOOR_BYTES, available_memory, free_memory, refuse_if_too_large
 from in_memory_datasets.rows import RowReader, source_from_value
 from in_memory_datasets.schema import (
@@ -50,6 +49,7 @@ from in_memory_datasets.store import (
     StoreWriter,
     attach_or_build,
     cache,
+    disk_errors,
     locked,
     open_store,
     share_store,
@@ -87,7 +87,7 @@ def load(request: LoadRequest, follower: Follower | None = None) -> tuple[Store,
         ConfigError: A cache is asked for rows that cannot be told apart from others.
         MemoryLimitError: It does not fit; raised before anything is fetched where the length is known.
         LoadError: No sample could be loaded, or one could not and `on_error` is "raise".
-        StoreError: The cached store is damaged, or the disk is full.
+        StoreError: The cached store is damaged; or the disk is full, or may not be written.
     """
     started = time.monotonic()
     reader, effort = request.rows, Effort()
@@ -106,7 +106,7 @@ def load(request: LoadRequest, follower: Follower | None = None) -> tuple[Store,
         directory, name = cache.resolve(request.cache_dir), fingerprint(reader.identity, request)
 
         def attach(show: Callable[[LiveStore], None] = lambda live: None) -> Store:
-            with waiting_bar(request.progress, reader.num_rows) as show_progress:
+            with disk_errors(directory), waiting_bar(request.progress, reader.num_rows) as show_progress:
                 return attach_or_build(directory, name, functools.partial(build, show=show), on_waiting=show_progress)
 
         if request.job is not None and follower is not None:  # who only waits for the lock could read nothing meanwhile
@@ -140,6 +140,7 @@ def retry(
 
     Raises:
         ConfigError: There is no such reason.
+        StoreError: The disk is full, or may not be written; what was there is as it was.
     """
     started = time.monotonic()
     effort = Effort()
@@ -158,7 +159,7 @@ def retry(
     if not looks_further and not _slots_to_mend(store, reasons):
         mended = store
     elif store.directory is not None:
-        with locked(store.directory):
+        with disk_errors(store.directory, doing="mend the samples in"), locked(store.directory):
             current = open_store(store.directory)  # another process may have mended it by now
             mended = mend(current)
             if mended is not current:
@@ -223,7 +224,7 @@ def _build(
     tally = Tally(request.threads)
     num_rows = expected.num_samples if reader.takes_what_fits or reader.num_rows is None else reader.num_rows
     with (
-        _disk_errors(directory),
+        disk_errors(directory),
         StoreWriter(request.spec, encoded=encoded, directory=directory) as writer,
         progress_bar(request.progress, num_rows) as bar,
     ):
@@ -307,7 +308,7 @@ def _mend(request: LoadRequest, store: Store, slots: list[int]) -> tuple[Store, 
         rows = [row for slot in slots if (row := _row_of_store(store, slot)) is not None]
     tally = Tally(request.threads)
     with (
-        _disk_errors(store.directory),
+        disk_errors(store.directory, doing="mend the samples in"),
         StoreWriter(request.spec, directory=store.directory, mend=store) as writer,
         progress_bar(request.progress, len(rows)) as bar,
     ):
@@ -398,19 +399,6 @@ def _as_followed(
     while len(numbers := follower.next_numbers(is_begun, live)):
         is_begun[numbers] = True
         yield reader.take(firsts[numbers].tolist())
-
-
-@contextmanager
-def _disk_errors(directory: Path | None) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:
-            raise
-        place = "shared memory" if directory is None else str(directory)
-        raise StoreError(
-            f"cannot write the samples to {place}: {error.strerror}; make room there and load again"
-        ) from error
 
 
 _unnamed = itertools.count()

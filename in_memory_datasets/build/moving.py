@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 from in_memory_datasets.build.bars import progress_bar, waiting_bar
 from in_memory_datasets.errors import ConfigError
-from in_memory_datasets.store import Store, cache, open_store, save_store
+from in_memory_datasets.store import Store, cache, disk_errors, open_store, save_store
 from in_memory_datasets.store.publishing import directory_of, fetch_store, is_url, publish
 
 
@@ -16,14 +16,16 @@ def save(store: Store, place: str | os.PathLike[str], *, progress: bool) -> None
     """Write a store into a directory, or to a URL.
 
     Raises:
-        StoreError: Other files are there; or, at a URL, samples are altered, or it cannot be written.
-        OSError: The disk is full or may not be written.
+        StoreError: Other files are there; or the disk is full, or may not be written; or, at a URL, samples are
+            altered.
     """
     with progress_bar(progress, store.nbytes, "Saving", unit="B") as bar:
         if is_url(place):
             publish(store, place, on_progress=bar.update)
         else:
-            save_store(store, directory_of(place), on_progress=bar.update)
+            directory = directory_of(place)
+            with disk_errors(directory, doing="save the dataset in"):
+                save_store(store, directory, on_progress=bar.update)
 
 
 def open_saved(place: str | os.PathLike[str], *, cache_dir: cache.CacheDir | None, progress: bool) -> Store:

@@ -284,7 +284,9 @@ def _replace_file(target: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, target)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):  # it is the first error that says what is wrong
             partial.unlink()
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(target)  # the kernel does not say on which file's account a disk was full
         raise

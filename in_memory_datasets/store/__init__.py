@@ -3,6 +3,7 @@
 from in_memory_datasets.store import cache
 from in_memory_datasets.store.attach import attach_or_build, locked
 from in_memory_datasets.store.block import Block, SharedEnd
+from in_memory_datasets.store.disk_errors import disk_errors
 from in_memory_datasets.store.layout import HEADER_BYTES
 from in_memory_datasets.store.live import LiveStore
 from in_memory_datasets.store.manifest import spec_to_json
@@ -32,6 +33,7 @@ __all__ = [
     "bring_in",
     "cache",
     "count_resident",
+    "disk_errors",
     "lock",
     "lockable_bytes",
     "locked",

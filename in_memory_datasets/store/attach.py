@@ -76,7 +76,7 @@ def attach_or_build(
             hold = lock.acquire(timeout=_LOOK_SECONDS)
         except Timeout:
             on_waiting(num_journaled(entry))
-        except (OSError, NotImplementedError) as error:
+        except NotImplementedError as error:
             raise StoreError(f"{cache_dir} cannot be locked ({error}): take a cache_dir on a local disk") from error
     with hold:
         if not _holds(lock.lock_file):

@@ -8,6 +8,7 @@ alter a sample by accident.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -272,7 +273,8 @@ class Spool:
         """Give up the mapping."""
         self.end.close()
         if self._pages is not None:
-            self._pages.close()
+            with contextlib.suppress(BufferError):  # an error on its way up still looks at a sample; it goes with that
+                self._pages.close()
             self._pages = None
 
     def _map(self) -> mmap.mmap:

@@ -44,8 +44,9 @@ class Journal:
         Raises:
             OSError: The disk is full.
         """
-        record = np.array([(slot, start, num_bytes, num_frames, checksum)], _RECORD)
-        os.write(self._fd, record.tobytes())
+        record = np.array([(slot, start, num_bytes, num_frames, checksum)], _RECORD).tobytes()
+        while record:  # on a disk that is nearly full a part of it is written, and the next try says so
+            record = record[os.write(self._fd, record) :]
 
     def __enter__(self) -> Journal:
         return self

@@ -73,12 +73,16 @@ def make_manifest(
 
 def write_manifest(directory: Path, manifest: bytes) -> None:
     """Declare a directory complete, in one step."""
-    partial = directory / f"{MANIFEST}.partial"
-    with open(partial, "wb") as file:
+    write_partial_manifest(directory, manifest)
+    os.replace(directory / f"{MANIFEST}.partial", directory / MANIFEST)
+
+
+def write_partial_manifest(directory: Path, manifest: bytes) -> None:
+    """Write the manifest under the name it has until the directory is complete."""
+    with open(directory / f"{MANIFEST}.partial", "wb") as file:
         file.write(manifest)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial, directory / MANIFEST)
 
 
 def read_manifest(directory: Path) -> Manifest:

@@ -36,7 +36,7 @@ from in_memory_datasets.schema import (
 )
 from in_memory_datasets.store.block import CLOSED, Block
 from in_memory_datasets.store.layout import check_arrays, map_arrays
-from in_memory_datasets.store.manifest import MANIFEST, Manifest, digest, make_manifest, write_manifest
+from in_memory_datasets.store.manifest import MANIFEST, Manifest, digest, make_manifest, write_partial_manifest
 from in_memory_datasets.store.table import LOADED, RowTable
 
 SAMPLES, ROWS = "samples.safetensors", "rows.arrow"
@@ -321,8 +321,8 @@ def save_store(
 ) -> None:
     """Write a store into a directory, which is new, empty, or an older store that is then replaced.
 
-    Files are replaced whole and the manifest is written last: whoever has the older store mapped keeps it intact, and
-    an interrupted save never looks complete.
+    Files are replaced whole and the manifest comes last: whoever has the older store mapped keeps it intact, an
+    interrupted save never looks complete, and one for which there is no room leaves the older store.
 
     Args:
         on_progress: Told how many more bytes are written.
@@ -340,13 +340,20 @@ def save_store(
         raise StoreError(
             f"{target} holds other files ({', '.join(sorted(foreign)[:3])}): save into a directory of its own"
         )
-    for name, block in ((SAMPLES, store.samples), (ROWS, store.rows)):
-        partial = target / f"{name}.partial"
-        partial.unlink(missing_ok=True)
-        with Block.create(partial) as copy:
-            block.copy_to(copy, on_progress=on_progress)
-            os.fsync(copy.fd)
+    partials = {name: target / f"{name}.partial" for name in (SAMPLES, ROWS, MANIFEST)}
+    try:
+        for name, block in ((SAMPLES, store.samples), (ROWS, store.rows)):
+            partials[name].unlink(missing_ok=True)
+            with Block.create(partials[name]) as copy:
+                block.copy_to(copy, on_progress=on_progress)
+                os.fsync(copy.fd)
+        write_partial_manifest(target, store.manifest())
+    except BaseException:
+        for partial in partials.values():
+            with contextlib.suppress(OSError):  # it is the first error that says what is wrong
+                partial.unlink()
+        raise
+    # From here on the disk needs no more room.
     (target / MANIFEST).unlink(missing_ok=True)
-    for name in (SAMPLES, ROWS):
-        os.replace(target / f"{name}.partial", target / name)
-    write_manifest(target, store.manifest())
+    for name, partial in partials.items():
+        os.replace(partial, target / name)

@@ -339,6 +339,7 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
 
         Raises:
             ConfigError: There is no such reason.
+            StoreError: The disk is full, or may not be written; then what was there is as it was.
             MemoryLimitError: Samples of different lengths must be packed anew in memory, and there is no room for that.
         """
         store, effort = retry(self._request, self._store, attempt=self._num_retries, reasons=reasons)
@@ -396,9 +397,9 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
             progress: Whether to draw a progress bar.
 
         Raises:
-            StoreError: Other files are there; or, at a URL, samples are altered, or it cannot be written.
+            StoreError: Other files are there; or the disk is full, or may not be written, and then what was there
+                before is as it was; or, at a URL, samples are altered.
             MissingExtraError: The storage needs a package that is not installed.
-            OSError: The disk is full or may not be written.
         """
         save(self._store, directory, progress=progress)
 

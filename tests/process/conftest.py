@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,18 +78,20 @@ Script = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def script() -> Iterator[Script]:
-    """Start a function of `scripts` in a process of its own; whatever still runs at the end is killed."""
+    """Start a function of `scripts`, or of another such module, in a process; what still runs at the end is killed."""
     started: list[subprocess.Popen[str]] = []
 
     def start(
         name: str,
         *,
         launcher: tuple[str, ...] = (),
+        wrapper: Sequence[str] = (),
         env: dict[str, str] | None = None,
         stdin: int | None = None,
+        module: str = "scripts",
         **arguments: Any,
     ) -> Any:
-        command = [sys.executable, *launcher, "-m", "tests.process.scripts", name, json.dumps(arguments)]
+        command = [*wrapper, sys.executable, *launcher, "-m", f"tests.process.{module}", name, json.dumps(arguments)]
         process = subprocess.Popen(
             command,
             cwd=ROOT,

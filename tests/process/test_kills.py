@@ -23,7 +23,7 @@ from in_memory_datasets.build.pipeline import most_under_way
 from in_memory_datasets.schema import FetchOptions, ImageSpec
 from in_memory_datasets.store.journal import num_journaled
 from tests.process.conftest import MediaServer, Script
-from tests.process.scripts import FEW
+from tests.process.deaths import FEW
 
 NUM_ROWS = 60
 NUM_BY_REQUEST, NUM_BY_CALL, NUM_IN_FINISH = 5, 5, 9  # and one after the store was declared: twenty
@@ -84,7 +84,7 @@ def test_a_load_that_is_killed_twenty_times_is_the_same_and_fetches_little_twice
     kind, options = SCENARIOS[scenario]
     urls = [f"{server.url}/{i}.{kind}" for i in range(NUM_ROWS)]
     draw = random.Random(scenario)
-    process = script("nursery", stdin=subprocess.PIPE)
+    process = script("nursery", module="deaths", stdin=subprocess.PIPE)
 
     def nursery(cache_dir: Path) -> Nursery:
         return Nursery(process, server, {"urls": urls, "options": options, "cache_dir": str(cache_dir)})

@@ -39,7 +39,7 @@ SECRET = "geheim"
 SECRETS = (SECRET, base64.b64encode(f"me:{SECRET}".encode()).decode())
 HOSTS = ("127.0.0.1", "localhost", "slow.test", "flaky.test", "*.good.test")
 # What may pass is tried again. (Names have pauses of their own.)
-TRANSIENT = {"refused", "reset", "timeout", "truncated", "http_429", "http_status"}
+TRANSIENT = {"refused", "reset", "timeout", "truncated", "http_429"}
 
 
 @dataclass

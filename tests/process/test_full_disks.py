@@ -1,0 +1,109 @@
+"""A disk that is full, small, another's or of a strange kind: an error that says so, and nothing that looks whole."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from in_memory_datasets import InMemoryImageTextDataset, StoreError
+from tests.process.conftest import Script, result_of
+from tests.process.disks import KINDS
+
+SMALL_DISK = 'mount -t tmpfs -o size=2m tmpfs "$0" && exec "$@"'
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> tuple[Path, list[str]]:
+    """Give a mount point, and the command that starts a process for which a disk of two megabytes is mounted there."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["env", "LC_ALL=C", "unshare", "-m" if os.geteuid() == 0 else "-rm"]
+    attempt = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
+    if attempt.returncode and "not permitted" in attempt.stderr:
+        pytest.skip(f"no mount namespace is to be had here: {attempt.stderr.strip()}")
+    assert attempt.returncode == 0, attempt.stderr
+    return place, [*command, "sh", "-c", SMALL_DISK, str(place)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_full_disk_leaves_all_as_it_was_and_with_room_all_works(
+    kind: str, tmp_path: Path, small_disk: tuple[Path, list[str]], script: Script
+) -> None:
+    place, wrapper = small_disk
+    (tmp_path / "elsewhere").mkdir()
+    process = script(
+        "fill",
+        module="disks",
+        wrapper=wrapper,
+        place=str(place),
+        elsewhere=str(tmp_path / "elsewhere"),
+        kind=kind,
+        how="filler",
+    )
+    counts = result_of(process)
+    assert min(counts.values()) > 0, counts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_limit_on_the_size_of_files_leaves_all_as_it_was_and_without_it_all_works(
+    kind: str, tmp_path: Path, script: Script
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    process = script(
+        "fill",
+        module="disks",
+        place=str(tmp_path / "disk"),
+        elsewhere=str(tmp_path / "elsewhere"),
+        kind=kind,
+        how="limit",
+    )
+    counts = result_of(process)
+    assert min(counts.values()) > 0, counts
+
+
+@pytest.fixture
+def open_place() -> Iterator[Path]:
+    """Give a directory that other users can get to, which those of pytest are not."""
+    with tempfile.TemporaryDirectory(prefix="in-memory-datasets-test-") as place:
+        yield Path(place)
+
+
+@pytest.mark.parametrize("how", ["user", "mount"])
+def test_what_others_wrote_is_read_and_left_alone_and_the_errors_say_where(
+    how: str, open_place: Path, request: pytest.FixtureRequest, script: Script
+) -> None:
+    """As another user, or on a read-only mount: attaching and loading work, and all that writes says what to do."""
+    place, wrapper = request.getfixturevalue("small_disk") if how == "mount" else (open_place, [])
+    said = result_of(script("read_only", module="disks", wrapper=wrapper, place=str(place), how=how))
+    places = {"save over": "saved", "save anew": "other", "load": "cache", "retry": "saved"}
+    assert set(said) == {*places, "report"}
+    reason = "Permission denied" if how == "user" else "Read-only file system"
+    for name, directory in places.items():
+        assert f" {place / directory}: {reason}" in said[name]
+        assert "; take a directory that you may write" in said[name]
+    assert reason in said["report"]
+    assert str(place / "report.csv") in said["report"]
+
+
+@pytest.mark.parametrize("place", ["/proc/self", "/sys/kernel", "/dev/null"])
+def test_what_is_no_disk_at_all_is_said_by_name(place: str, tmp_path: Path) -> None:
+    rows = [{"image_url": np.zeros((4, 4, 3), np.uint8), "caption": ""}]
+    options: dict[str, Any] = {"image_size": (4, 4), "progress": False}
+    with pytest.raises(StoreError, match=f"cannot write the samples to {place}/cache: .*; take a directory "):
+        InMemoryImageTextDataset(rows, cache_dir=f"{place}/cache", **options)
+    with InMemoryImageTextDataset(rows, **options) as dataset:
+        with pytest.raises(StoreError, match=f"cannot save the dataset in {place}/saved: .*; take a directory "):
+            dataset.save(f"{place}/saved")
+        dataset.save(tmp_path / "saved")
+    with pytest.raises(StoreError, match=f"{place}/saved holds no complete dataset"):
+        InMemoryImageTextDataset.load(f"{place}/saved")
