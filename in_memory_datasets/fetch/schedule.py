@@ -14,10 +14,13 @@ from in_memory_datasets.fetch.retry import choose_delay
 
 ItemT = TypeVar("ItemT")
 
-# A host that is asked one request at a time, and breaks this many in a row, is taken for dead; one that answers each
-# with "too many requests" is given longer.
-MAX_BROKEN, MAX_TURNED_AWAY = 4, 12
+# A host is taken for dead when so many requests in a row have broken, or were turned away, and for so long none was
+# answered. Single addresses of a host that lives may break, even dozens of them.
+MAX_BROKEN, MAX_TURNED_AWAY, SILENT_SECONDS = 64, 12, 60.0
 DEAD_SECONDS = 30.0  # until it is asked once more
+# Requests that break say little about how many a host can bear, unless half of so many do; and with fewer than these
+# at once, the few that hang would keep all others waiting.
+_MIN_ROUND, _LEAST_FOR_BREAKS = 8, 4.0
 LOOK_AGAIN_SECONDS = 0.005  # at whether what is fetched was taken
 STALL_SECONDS = 0.5  # without a single answer, before more are asked for
 _MAX_KNOWN_HOSTS = 10_000  # in trouble, and not asked just now: a dataset may name a million
@@ -32,7 +35,10 @@ class _Host(Generic[ItemT]):
     num_running: int = 0
     is_ready: bool = False  # stands in the line of hosts that can be asked
     cut_at: float = 0.0  # when its limit was cut last
+    num_ended: int = 0  # of a round, and how many of them broke
+    num_broken: int = 0
     num_bad: int = 0  # turned away or broken, one after the other
+    answered_at: float = 0.0
     closed_until: float = 0.0
     dead: AttemptFailed | None = None
     dead_until: float = 0.0
@@ -42,11 +48,11 @@ class Schedule(Generic[ItemT]):
     """Start what is added, host by host in turns, no more at once than each host and all together can bear.
 
     How many in all, is found out (see `GrowingLimit`). A host is asked `per_host` at a time, and half as many after
-    every round in which it answers 429 or 503, times out or breaks connections; one more again after every round of
-    good answers. After a 429 or 503 it is left alone for as long as it asks, or for a pause that doubles. A host that
-    fails one by one as well is taken for dead: what waits for it is refused with the reason it failed for, and after
-    half a minute one request tries whether it is back. So the time that a dead host costs is bounded, however many
-    sources name it.
+    every round in which it answers 429 or 503, or half of the requests time out or their connections break; one more
+    again after every round of good answers. After a 429 or 503 it is left alone for as long as it asks, or for a pause
+    that doubles. A host that has answered nothing for a minute and many requests is taken for dead: what waits for it
+    is refused with the reason the last one failed for, and after half a minute one request tries whether it is back. So
+    the time that a dead host costs is bounded, however many sources name it.
 
     Belongs to one event loop.
 
@@ -97,7 +103,7 @@ class Schedule(Generic[ItemT]):
         if host is None:
             if len(self._hosts) >= _MAX_KNOWN_HOSTS:
                 self._forget_idle()
-            host = self._hosts[name] = _Host(limit=self._per_host)
+            host = self._hosts[name] = _Host(limit=self._per_host, answered_at=self._now())
         elif host.dead is not None and (self._now() < host.dead_until or host.queue or host.num_running):
             self._refuse(item, host.dead)
             return
@@ -113,10 +119,11 @@ class Schedule(Generic[ItemT]):
         self._num_ended += 1
         broke = failure is not None and failure.reason in _BREAKS
         self._limit.ended(now, in_the_way=bool(self._line), broke=broke)
+        self._count_round(host, broke)
         if failure is not None and (broke or failure.overloaded):
-            self._back_off(host, now, started_at, failure)
+            self._note_trouble(host, now, started_at, failure)
         else:
-            host.num_bad, host.dead = 0, None
+            host.num_bad, host.dead, host.answered_at = 0, None, now
             host.limit = min(self._per_host, host.limit + 1 / host.limit)
         if not host.queue and not host.num_running and host.limit == self._per_host and host.closed_until <= now:
             del self._hosts[name]  # a dataset may name a million hosts
@@ -131,26 +138,35 @@ class Schedule(Generic[ItemT]):
             host.queue.clear()
         return items
 
-    def _back_off(self, host: _Host[ItemT], now: float, started_at: float, failure: AttemptFailed) -> None:
-        was_alone = host.limit <= 1
+    def _count_round(self, host: _Host[ItemT], broke: bool) -> None:
+        host.num_ended += 1
+        host.num_broken += broke
+        if host.num_ended >= max(_MIN_ROUND, host.limit):
+            if 2 * host.num_broken >= host.num_ended:
+                host.limit = max(min(_LEAST_FOR_BREAKS, host.limit), host.limit / 2)
+            host.num_ended = host.num_broken = 0
+
+    def _note_trouble(self, host: _Host[ItemT], now: float, started_at: float, failure: AttemptFailed) -> None:
         host.num_bad += 1
-        if started_at >= host.cut_at:  # what was under way then belongs to the round that it was cut for
-            host.limit, host.cut_at = max(1.0, host.limit / 2), now
         if failure.overloaded:
+            if started_at >= host.cut_at:  # what was under way then belongs to the round that it was cut for
+                host.limit, host.cut_at = max(1.0, host.limit / 2), now
             pause = choose_delay(host.num_bad, failure.retry_after, self._rng)
             host.closed_until = max(host.closed_until, now + pause)
             self._call_later(pause, lambda: self._reopen(host))
-        if was_alone and host.num_bad >= (MAX_TURNED_AWAY if failure.overloaded else MAX_BROKEN):
-            host.dead_until = now + DEAD_SECONDS
-            host.dead = AttemptFailed(
-                failure.reason,
-                f"{failure.detail}; so did the last {host.num_bad} requests to its host, which is not asked again for "
-                "a while: call retry_failed() later",
-            )
-            refused = list(host.queue)
-            host.queue.clear()
-            for item in refused:
-                self._refuse(item, host.dead)
+        most = MAX_TURNED_AWAY if failure.overloaded else MAX_BROKEN
+        if host.dead is None and (host.num_bad < most or now - host.answered_at < SILENT_SECONDS):
+            return
+        host.dead_until = now + DEAD_SECONDS
+        host.dead = AttemptFailed(
+            failure.reason,
+            f"{failure.detail}; so did the last {host.num_bad} requests to its host, which is not asked again for a "
+            "while: call retry_failed() later",
+        )
+        refused = list(host.queue)
+        host.queue.clear()
+        for item in refused:
+            self._refuse(item, host.dead)
 
     def _reopen(self, host: _Host[ItemT]) -> None:
         self._line_up(host)
