@@ -159,7 +159,7 @@ def retry(
     if not looks_further and not _slots_to_mend(store, reasons):
         mended = store
     elif store.directory is not None:
-        with disk_errors(store.directory, doing="mend the samples in"), locked(store.directory):
+        with disk_errors(store.directory, "cannot mend the samples in"), locked(store.directory):
             current = open_store(store.directory)  # another process may have mended it by now
             mended = mend(current)
             if mended is not current:
@@ -308,7 +308,7 @@ def _mend(request: LoadRequest, store: Store, slots: list[int]) -> tuple[Store, 
         rows = [row for slot in slots if (row := _row_of_store(store, slot)) is not None]
     tally = Tally(request.threads)
     with (
-        disk_errors(store.directory, doing="mend the samples in"),
+        disk_errors(store.directory, "cannot mend the samples in"),
         StoreWriter(request.spec, directory=store.directory, mend=store) as writer,
         progress_bar(request.progress, len(rows)) as bar,
     ):

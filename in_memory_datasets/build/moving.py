@@ -24,7 +24,7 @@ def save(store: Store, place: str | os.PathLike[str], *, progress: bool) -> None
             publish(store, place, on_progress=bar.update)
         else:
             directory = directory_of(place)
-            with disk_errors(directory, doing="save the dataset in"):
+            with disk_errors(directory, "cannot save the dataset in"):
                 save_store(store, directory, on_progress=bar.update)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from in_memory_datasets.errors import StoreError
+from in_memory_datasets.store.disk_errors import disk_errors
 from in_memory_datasets.store.journal import num_journaled
 from in_memory_datasets.store.manifest import MANIFEST
 from in_memory_datasets.store.opening import open_store
@@ -73,7 +74,8 @@ def attach_or_build(
     lock, hold = locked(entry), None
     while hold is None:
         try:
-            hold = lock.acquire(timeout=_LOOK_SECONDS)
+            with disk_errors(cache_dir, "cannot lock"):
+                hold = lock.acquire(timeout=_LOOK_SECONDS)
         except Timeout:
             on_waiting(num_journaled(entry))
         except NotImplementedError as error:
@@ -175,10 +177,11 @@ def _mounts_of(path: Path, mountinfo: str) -> list[tuple[int, str, str, str]]:
 
 def _tidy(entry: Path) -> None:
     """Remove what was left by a builder that was ended when its store was complete already."""
-    if any(is_work(path.name) for path in entry.iterdir()):
-        # Who holds the lock is at work; and it may lie where nothing is ours to write.
-        with suppress(Timeout, OSError), locked(entry).acquire(timeout=0):
-            remove_work(entry)
+    # Who holds the lock is at work; and it may lie where nothing is ours to write, or where there are no locks.
+    with suppress(Timeout, OSError, NotImplementedError):
+        if any(is_work(path.name) for path in entry.iterdir()):
+            with locked(entry).acquire(timeout=0):
+                remove_work(entry)
 
 
 def _attach(entry: Path) -> Store:

@@ -15,12 +15,12 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextmanager
-def disk_errors(directory: Path | None, *, doing: str = "write the samples to") -> Iterator[None]:
+def disk_errors(directory: Path | None, what: str = "cannot write the samples to") -> Iterator[None]:
     """Turn an `OSError` into a `StoreError` that names the directory and says what to do.
 
     Args:
         directory: Where it happens; None for shared memory.
-        doing: What cannot be done, up to the name of the place.
+        what: The message, up to the name of the place.
 
     Raises:
         StoreError: In place of an error of the system.
@@ -32,7 +32,7 @@ def disk_errors(directory: Path | None, *, doing: str = "write the samples to") 
             raise
         place = "shared memory" if directory is None else str(directory)
         named = f" ({error.filename})" if error.filename and os.fspath(error.filename) != place else ""
-        raise StoreError(f"cannot {doing} {place}: {error.strerror}{named}; {_next_step(error.errno)}") from error
+        raise StoreError(f"{what} {place}: {error.strerror}{named}; {_next_step(error.errno)}") from error
 
 
 def _next_step(number: int) -> str:

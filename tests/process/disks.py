@@ -17,6 +17,7 @@ import soundfile
 from PIL import Image
 
 from in_memory_datasets import InMemoryAudioTextDataset, InMemoryImageTextDataset, StoreError
+from tests.process.fuse import mounted
 from tests.process.scripts import main
 
 NUM_ROWS = 12
@@ -244,6 +245,30 @@ def read_only(place: str, how: str) -> dict[str, str]:
         for path in (here, *here.glob("**/*")):
             path.chmod(path.stat().st_mode | 0o200)
     return said
+
+
+def strange(place: str, elsewhere: str, can_map: bool, lock_error: int) -> dict[str, Any]:
+    """Load, save and open on a disk that lacks something, and give the errors there are and what then lies there."""
+    options: dict[str, Any] = {"image_size": (32, 24), "progress": False, "num_threads": 1}
+    rows = [{"image_url": make_picture(i), "caption": f"row {i}"} for i in range(3)]
+    here, said = Path(place), {}
+    with mounted(place, can_map=can_map, lock_error=lock_error):
+        for name in ("load", "load again"):
+            try:
+                InMemoryImageTextDataset(rows, cache_dir=here / "cache", **options).close()
+            except StoreError as error:
+                said[name] = str(error)
+        manifests = len(list((here / "cache").glob("*/manifest.json")))
+        with InMemoryImageTextDataset(rows, **options) as dataset:
+            dataset.save(here / "saved")
+        try:
+            with InMemoryImageTextDataset.load(here / "saved", verify=True, progress=False) as saved:
+                assert saved.report.num_ok == 3
+        except StoreError as error:
+            said["open"] = str(error)
+        shutil.copytree(here / "saved", Path(elsewhere) / "copied")
+    with InMemoryImageTextDataset.load(Path(elsewhere) / "copied", verify=True, progress=False) as copied:
+        return {"said": said, "manifests": manifests, "num_ok": copied.report.num_ok}
 
 
 if __name__ == "__main__":

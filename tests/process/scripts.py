@@ -125,10 +125,12 @@ def load_urls(urls: list[str], cache_dir: str | None = None, distributed: bool =
     with InMemoryImageTextDataset(rows, image_size=(32, 32), fetch=LOOPBACK, cache_dir=cache_dir) as dataset:
         inode = os.fstat(dataset._store.samples.fd).st_ino
         total = int(sum(int(sample["image"].sum()) for sample in dataset))
+        result = {"inode": inode, "total": total, "failed": dataset.failed_indices}
         if distributed:
+            result |= {"tried": dataset.report.num_tried, "said": str(dataset.report)}
             torch.distributed.barrier()
             torch.distributed.destroy_process_group()
-        return {"inode": inode, "total": total, "failed": dataset.failed_indices}
+        return result
 
 
 def load_audio_and_retry(urls: list[str], flag: str) -> dict[str, Any]:

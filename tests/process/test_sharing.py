@@ -34,6 +34,10 @@ def test_two_ranks_load_once_and_share_the_memory(
     assert first["inode"] == second["inode"]
     assert first["total"] == second["total"] == sum(range(20)) * 32 * 32 * 3
     assert len(server.requests) == 20
+    for rank in (first, second):  # the one that loaded tells what that took, and the other that it attached
+        assert rank["tried"] in (0, 20)
+        assert f"20 of 20 samples {'loaded' if rank['tried'] else 'attached'} in" in str(rank["said"])
+    assert first["tried"] != second["tried"]
 
 
 def test_two_ranks_retry_clips_once_and_share_the_result(tmp_path: Path, server: MediaServer, script: Script) -> None:

@@ -207,7 +207,7 @@ def test_a_file_system_whose_locks_lock_nobody_out_is_refused(
             raise error
 
     monkeypatch.setattr("fcntl.flock", flock)
-    with pytest.raises(StoreError, match="take a cache_dir on a local disk"):
+    with pytest.raises(StoreError, match=r"take a (cache_dir|directory) on a local disk"):
         attach_or_build(tmp_path, NAMES[0], lambda directory: pytest.fail("nobody may build here"))
 
 

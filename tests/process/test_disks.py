@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import tempfile
@@ -20,16 +21,27 @@ SMALL_DISK = 'mount -t tmpfs -o size=2m tmpfs "$0" && exec "$@"'
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> tuple[Path, list[str]]:
-    """Give a mount point, and the command that starts a process for which a disk of two megabytes is mounted there."""
-    place = tmp_path / "disk"
-    place.mkdir()
+def unshare() -> list[str]:
+    """Give the command that starts a process whose mounts are its own; skip where that is not permitted."""
     command = ["env", "LC_ALL=C", "unshare", "-m" if os.geteuid() == 0 else "-rm"]
     attempt = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
     if attempt.returncode and "not permitted" in attempt.stderr:
         pytest.skip(f"no mount namespace is to be had here: {attempt.stderr.strip()}")
     assert attempt.returncode == 0, attempt.stderr
-    return place, [*command, "sh", "-c", SMALL_DISK, str(place)]
+    return command
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Give a directory for a disk, or for one to be mounted there."""
+    (tmp_path / "disk").mkdir()
+    return tmp_path / "disk"
+
+
+@pytest.fixture
+def small_disk(unshare: list[str], place: Path) -> tuple[Path, list[str]]:
+    """Give a mount point, and the command that starts a process for which a disk of two megabytes is mounted there."""
+    return place, [*unshare, "sh", "-c", SMALL_DISK, str(place)]
 
 
 @pytest.mark.slow
@@ -55,14 +67,13 @@ def test_a_full_disk_leaves_all_as_it_was_and_with_room_all_works(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_limit_on_the_size_of_files_leaves_all_as_it_was_and_without_it_all_works(
-    kind: str, tmp_path: Path, script: Script
+    kind: str, tmp_path: Path, place: Path, script: Script
 ) -> None:
-    (tmp_path / "disk").mkdir()
     (tmp_path / "elsewhere").mkdir()
     process = script(
         "fill",
         module="disks",
-        place=str(tmp_path / "disk"),
+        place=str(place),
         elsewhere=str(tmp_path / "elsewhere"),
         kind=kind,
         how="limit",
@@ -107,3 +118,33 @@ def test_what_is_no_disk_at_all_is_said_by_name(place: str, tmp_path: Path) -> N
         dataset.save(tmp_path / "saved")
     with pytest.raises(StoreError, match=f"{place}/saved holds no complete dataset"):
         InMemoryImageTextDataset.load(f"{place}/saved")
+
+
+LACKING = {
+    "mapping": ({"can_map": False, "lock_error": 0}, "/cache/", "No such device"),
+    "locks": ({"can_map": True, "lock_error": errno.ENOLCK}, "/cache", "No locks available"),
+    "locks altogether": ({"can_map": True, "lock_error": errno.ENOSYS}, "/cache", ""),
+}
+
+
+@pytest.mark.parametrize("lacking", LACKING)
+def test_a_file_system_that_lacks_something_says_so_and_what_is_saved_there_is_whole(
+    lacking: str, tmp_path: Path, place: Path, unshare: list[str], script: Script
+) -> None:
+    """Nothing is built there that looks whole; files are saved there, and where they cannot be mapped, copied."""
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("there is no /dev/fuse to mount a file system with")
+    options, directory, words = LACKING[lacking]
+    arguments = {"place": str(place), "elsewhere": str(tmp_path), **options}
+    found = result_of(script("strange", module="disks", wrapper=unshare, **arguments))
+    assert found["manifests"] == 0
+    assert found["num_ok"] == 3
+    for name in ("load", "load again"):
+        assert f"{place}{directory}" in found["said"][name]
+        assert words in found["said"][name]
+        assert "on a local disk" in found["said"][name]
+    if lacking == "mapping":
+        expected = f"{place}/saved cannot be mapped into memory: No such device; copy it to a local disk"
+        assert found["said"]["open"] == expected
+    else:
+        assert "open" not in found["said"]
