@@ -204,6 +204,8 @@ def test_a_server_that_breaks_off_is_an_error(tmp_path: Path, monkeypatch: pytes
             load_images(data, "jpg", "txt")
 
 
+# The Hub's library leaves its readers of shards to the garbage collector when one of them fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_shuffled_and_mapped_stream_of_shards_is_watched_too(tmp_path: Path) -> None:
     good = write_shard(tmp_path / "0.tar", pictures(range(6)))
     data = load_shards([good, damaged(tmp_path, "cut in a header")])
