@@ -11,7 +11,7 @@ import logging
 import os
 import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from in_memory_datasets.errors import InMemoryDatasetsError, LoadError
@@ -25,15 +25,20 @@ _LACKS_MARK = "_lacks_mark_of_its_end"
 
 @dataclass(slots=True)
 class Place:
-    """Where in its shards a stream is being read: the shard and the file in it; "" for streams of another kind."""
+    """Where in its shards a stream is being read: `open` has the file each open shard is at, "" before the first.
 
-    shard: str = ""
-    member: str = ""
+    A shuffled stream may read several shards at once, in threads; `broken` is the one that is no whole archive.
+    """
+
+    open: dict[str, str] = field(default_factory=dict)
+    broken: str = ""
 
     def __str__(self) -> str:
-        if not self.shard:
-            return ""
-        return f" at {self.member} in {self.shard}" if self.member else f" in {self.shard}"
+        if self.broken or len(self.open) == 1:
+            shard = self.broken or next(iter(self.open))
+            member = self.open.get(shard, "")
+            return f" at {member} in {shard}" if member else f" in {shard}"
+        return f" in one of {', '.join(sorted(self.open)[:3])}" if self.open else ""
 
 
 def as_stored(dataset: Any) -> tuple[Any, Place]:
@@ -94,16 +99,21 @@ def _strict(archive: Any, place: Place) -> Any:
     shard = strip_credentials(str(archive.args[0])) if archive.args else ""
 
     def members(file: Any) -> Iterator[tuple[str, Any]]:
-        place.shard, place.member = shard, ""
-        with tarfile.open(fileobj=file, mode="r|*", tarinfo=_StrictHeader) as tar:
-            for member in tar:
-                tar.members = []  # type: ignore[attr-defined] # a stream does not go back, and the list would grow
-                # As the Hub's library has it: no directories, and no files that are hidden.
-                if member.isreg() and not os.path.basename(member.name).startswith((".", "__")):
-                    place.member = member.name
-                    yield member.name, tar.extractfile(member)
-            if getattr(tar, _LACKS_MARK, False):  # some programs leave it out
-                _log.warning("%s ends without the mark that ends an archive: it may have been cut short", shard)
+        place.open[shard] = ""
+        try:
+            with tarfile.open(fileobj=file, mode="r|*", tarinfo=_StrictHeader) as tar:
+                for member in tar:
+                    tar.members = []  # type: ignore[attr-defined] # a stream does not go back, and the list would grow
+                    # As the Hub's library has it: no directories, and no files that are hidden.
+                    if member.isreg() and not os.path.basename(member.name).startswith((".", "__")):
+                        place.open[shard] = member.name
+                        yield member.name, tar.extractfile(member)
+                if getattr(tar, _LACKS_MARK, False):  # some programs leave it out
+                    _log.warning("%s ends without the mark that ends an archive: it may have been cut short", shard)
+        except tarfile.TarError:
+            place.broken = shard
+            raise
+        del place.open[shard]
 
     kind = type(archive)
     strict = type(kind.__name__, (kind,), {"_iter_tar": staticmethod(members)})

@@ -264,7 +264,7 @@ def test_a_bucket_that_only_s3fs_can_read_is_left_to_it(
 
 
 FORKED = """
-import os, sys
+import faulthandler, os, sys
 from in_memory_datasets.fetch import Fetcher
 from in_memory_datasets.schema import FetchOptions, Source
 source = Source("fsspec", "s3://pictures/a.png")
@@ -272,8 +272,13 @@ with Fetcher(FetchOptions(retries=0, timeout=60)) as fetcher:
     assert fetcher.fetch(source).data == b"a"
 pid = os.fork()
 if pid == 0:
-    with Fetcher(FetchOptions(retries=0, timeout=60)) as fetcher:
-        assert fetcher.fetch(source).data == b"a"
+    faulthandler.dump_traceback_later(100, exit=True)  # a child that hangs says where
+    try:
+        with Fetcher(FetchOptions(retries=0, timeout=60)) as fetcher:
+            assert fetcher.fetch(source).data == b"a"
+    except BaseException:
+        faulthandler.dump_traceback()
+        os._exit(1)
     os._exit(0)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
