@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart train fmt lint imports types test test-wheel docs bench bench-quick bench-load bench-gather bench-encoded bench-serve bench-reload bench-pages bench-device bench-report static check clean
+.PHONY: help setup quickstart train fmt lint imports types test test-wheel docs fuzz bench bench-quick bench-load bench-gather bench-encoded bench-serve bench-reload bench-pages bench-device bench-report static check clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ test-wheel: setup  ## Build the wheel and use it from an empty directory
 
 docs: setup  ## Run the examples in docstrings and guides
 	$(BIN)/python -m pytest -q tests/docs/test_docstrings.py tests/docs/test_guides.py
+
+fuzz: setup  ## Fuzz whatever reads what strangers wrote, a minute for each target; FUZZ=--seconds=600 for longer
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 bench: bench-quick bench-load bench-gather bench-encoded bench-serve bench-reload bench-report  ## Run all benchmarks but those of huge pages and of a GPU, and make the page of them
 

@@ -202,4 +202,5 @@ def _is_larger(size: tuple[int, int], orientation: int, spec: ImageSpec) -> bool
 
 
 def _finish(pixels: Pixels, orientation: int, spec: ImageSpec) -> Pixels:
-    return resize_pixels(turn_upright(pixels, orientation), spec)
+    resized = resize_pixels(turn_upright(pixels, orientation), spec)
+    return resized if resized.flags.owndata else resized.copy()  # what was cut off would stay in memory with it

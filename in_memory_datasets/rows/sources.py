@@ -171,6 +171,7 @@ def _from_data_url(text: str) -> Source:
 def _name_of_origin(path: str) -> str:
     """Name the file that inline media came from; its address may be signed, and labels are shown and stored."""
     is_url = "://" in path or path.startswith("//")
+    path = strip_credentials(path)  # before as well: what is no URL to all is split elsewhere
     return strip_credentials(_name_of_url(path.partition("::")[0]) if is_url else os.path.basename(path))
 
 

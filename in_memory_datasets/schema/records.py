@@ -138,7 +138,8 @@ def names_this_machine(url: str) -> bool:
 
 
 # Query fields in which signed or keyed URLs carry what must not be shown.
-_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/?#\s]*@")
+# Whatever stands before the "//": not all readers of URLs agree on what a scheme is.
+_USER = re.compile(r"(://)[^/?#\s]*@")
 _SECRET_FIELD = re.compile(
     r"(?i)([?&;](?:[^=&;]*(?:signature|credential|token|secret|passw|api_?key|access_?key)[^=&;]*|sig|key|auth)=)[^&;#]*"
 )

@@ -122,9 +122,18 @@ def parse_manifest(text: bytes, directory: str) -> Manifest:
     try:
         if set(manifest) != _UNSIGNED and manifest.pop("checksum") != _sign(manifest):
             raise ValueError("it differs from its checksum")
-        return Manifest(spec_from_json(manifest), manifest["num_samples"], manifest.get("checksums", {}))
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        num_samples, checksums = manifest["num_samples"], manifest.get("checksums", {})
+        if type(num_samples) is not int or num_samples < 0:
+            raise ValueError(f"num_samples is {num_samples!r}")
+        if not isinstance(checksums, dict) or not all(map(_is_digests, checksums.values())):
+            raise ValueError(f"the checksums are {checksums!r:.200}")
+        return Manifest(spec_from_json(manifest), num_samples, checksums)
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError, ConfigError) as error:
         raise StoreError(f"{path} is damaged ({error!r}); delete the directory and load again") from error
+
+
+def _is_digests(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value)
 
 
 def spec_to_json(spec: ImageSpec | AudioSpec) -> dict[str, Any]:

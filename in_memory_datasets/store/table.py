@@ -263,11 +263,16 @@ class RowTable:
             self.samples = _numbers(columns["sample"], np.int64)
             self._check_samples(self.samples, intact=intact)
         captions = columns["captions"]
-        self._caption_of_slot: NDArray[np.int64] = _numbers(captions.offsets, np.int64)
+        self._caption_of_slot: NDArray[np.int64] = np.zeros(1, np.int64)
+        if len(captions):  # or Arrow allows that there are no offsets, not even the first
+            self._caption_of_slot = _numbers(captions.offsets, np.int64)
         has_caption = self._caption_of_slot[1:] > self._caption_of_slot[:-1]
         self._one_each = len(captions.values) == self.num_rows and bool(np.all(has_caption))
         _, offsets, text = captions.values.buffers()
-        self._text_of_caption = np.frombuffer(offsets, np.int64) if offsets else np.zeros(1, np.int64)
+        num_captions = len(captions.values)
+        self._text_of_caption = np.zeros(1, np.int64)
+        if num_captions:  # the buffer may be longer than that, by any number of bytes
+            self._text_of_caption = np.frombuffer(offsets, np.int64, num_captions + 1)
         self._text = memoryview(text) if text else memoryview(b"")
 
     def _check_samples(self, samples: NDArray[np.int64], *, intact: bool) -> None:

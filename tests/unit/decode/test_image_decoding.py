@@ -396,3 +396,11 @@ def test_importing_the_package_imports_no_decoder():
     script = f"import in_memory_datasets.decode, sys; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_picture_that_is_only_cropped_is_held_without_what_was_cut_off():
+    result = decode_image(
+        encoded(Image.fromarray(scene(WIDTH, 3 * HEIGHT)), "PNG"), spec=ImageSpec(SAME.image_size, "crop")
+    )
+    np.testing.assert_array_equal(result, scene(WIDTH, 3 * HEIGHT)[HEIGHT : 2 * HEIGHT])
+    assert result.flags.owndata

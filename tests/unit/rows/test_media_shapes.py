@@ -123,6 +123,9 @@ def png() -> bytes:
     [
         ("https://me:secret@a.example/a.png?token=secret", "a.png"),
         ("https://me:secret@a.example", ""),
+        ("4http://me:secret@a.example", "***@a.example"),  # no scheme begins with a digit
+        ("..3://me:secret@a.example/a.png", "a.png"),
+        ("..3://me:secret@a.example", "***@a.example"),
         ("//a.example/a.png?sig=secret", "a.png"),
         ("zip://in/a.png::https://a.example/b.zip?X-Amz-Signature=secret", "a.png"),
         ("a.png?token=secret", "a.png?token=***"),
