@@ -44,17 +44,14 @@ class LiveStore:
         samples: The block that is to be samples.safetensors.
         spool: Where clips lie before they are packed; of images the same as `samples`.
         books: What is known of each sample.
-
-    Attributes:
-        table: The rows.
     """
 
     def __init__(self, spec: ImageSpec | AudioSpec, *, rows: Block, samples: Block, spool: Block, books: Block) -> None:
         reduction.ForkingPickler.register(LiveStore, _reduce_to_handle)
         self.spec = spec
         self._blocks = rows, samples, spool, books
-        self.table = RowTable(rows.view(), intact=True)
-        num_unique = self.table.num_unique
+        self._table: RowTable | None = RowTable(rows.view(), intact=True)
+        num_unique = self._table.num_unique
         num_numbers = _NUM_NUMBERS + 2 * num_unique
         memory = books.map(0, _size_of_books(num_unique))
         self._numbers = np.frombuffer(memory, np.int64, num_numbers)
@@ -75,6 +72,17 @@ class LiveStore:
         if isinstance(spec, ImageSpec):
             samples.resize(HEADER_BYTES + num_unique * math.prod(spec.image_size) * 3)
         return live
+
+    @property
+    def table(self) -> RowTable:
+        """Give the rows.
+
+        Raises:
+            StoreError: This was closed.
+        """
+        if self._table is None:
+            raise StoreError(CLOSED)
+        return self._table
 
     @property
     def blocks(self) -> tuple[Block, Block, Block, Block]:
@@ -188,7 +196,7 @@ class LiveStore:
 
     def close(self) -> None:
         """Give up the memory; views handed out before stay readable."""
-        self._views = {}
+        self._views, self._table = {}, None
         # The books' mapping, and with it a descriptor, goes with the last view of it.
         self._numbers, self._error = self._numbers[:_NUM_NUMBERS].copy(), self._error.copy()
         self._starts = self._frames = self._numbers[:0]

@@ -523,7 +523,9 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
     def _gather(
         self, view: LiveStore | Store, numbers: NDArray[np.int64], draws: Draws | None, books: Books
     ) -> AudioBatch:
-        media, serving, spec = self._samples(view), self._serving, self._spec
+        # All of it from this view: another may be there by now, and what it was made of be closed.
+        media, serving, spec = self._samples(view), self._serving, view.spec
+        assert isinstance(spec, AudioSpec)
         starts, lengths = view.clip_places(numbers)
         starts, lengths = serving.cut(starts, lengths, draws, spec)
         if self._any_failed:
