@@ -146,7 +146,7 @@ def test_two_processes_learn_what_one_does(trained: Path, tmp_path: Path) -> Non
     together, alone = figures(tmp_path), figures(trained)
     assert [epoch["loss"] for epoch in together] == pytest.approx([epoch["loss"] for epoch in alone], rel=0.1)
     assert together[-1]["recall"]["at_1"] > 10 * together[-1]["recall"]["chance_at_1"]
-    assert said.count("720 of 720 samples loaded") == 1
+    assert said.count("720 of 720 samples") == 1
     assert said.count("epoch  6:") == 1
 
 

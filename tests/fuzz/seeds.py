@@ -277,5 +277,5 @@ def tables() -> Iterator[bytes]:
         if captions:
             writer.loaded(0, 2**63)
         if len(captions) > 1:
-            writer.failed(Failure(1, "/data/1", "fetch", "not_found", "there is no such file", "", 1))
+            writer.failed(1, Failure(1, "/data/1", "fetch", "not_found", "there is no such file", "", 1))
         yield writer.to_buffer().to_pybytes()

@@ -63,7 +63,7 @@ BASES: dict[str, dict[str, Any]] = {
     "keep_duration": {"crop": "random"},
     "recompress": {"storage": "encoded", "image_size": (64, 64)},
 }
-NOT_ARGUMENTS_OF_THE_STORE = {"hf_dataset", "cache_dir"}
+NOT_ARGUMENTS_OF_THE_STORE = {"hf_dataset", "cache_dir", "wait"}
 
 
 def image_rows() -> list[dict[str, Any]]:

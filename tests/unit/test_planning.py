@@ -136,7 +136,7 @@ def test_never_more_than_64_samples_are_probed(probe: Any) -> None:
 def test_an_iterator_is_not_used_up_by_a_probe() -> None:
     with pytest.raises(ConfigError, match="gone once it is read"):
         InMemoryImageTextDataset.plan(iter(image_rows()), probe=3)
-    stream = datasets.Dataset.from_list([{"image_url": "x", "caption": ""}] * 9).to_iterable_dataset()
+    stream = datasets.Dataset.from_list([{"image_url": f"{i}", "caption": ""} for i in range(9)]).to_iterable_dataset()
     assert InMemoryImageTextDataset.plan(stream, probe=3).num_probed == 3
 
 

@@ -79,7 +79,7 @@ def test_what_names_this_machine_is_refused_unless_it_was_asked_for(
     url: str, allow_private_addresses: bool, memory_file: str, make_fetcher: MakeFetcher
 ) -> None:
     error = fail(make_fetcher(allow_private_addresses=allow_private_addresses, retries=3), url)
-    assert (error.reason, error.attempts) == ("local_file", 1)
+    assert (error.reason, error.attempts) == ("local_file", 0)
     assert "FetchOptions(allow_local_files=True)" in str(error)
 
 
