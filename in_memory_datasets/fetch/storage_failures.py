@@ -76,6 +76,7 @@ def judge_storage_status(status: int, headers: Mapping[str, str] = MappingProxyT
         f"the storage answered {phrase}",
         transient=status in _TRANSIENT_STATUSES or status >= 500,
         retry_after=parse_retry_after(headers.get("retry-after")),
+        overloaded=status in (429, 503),
     )
 
 

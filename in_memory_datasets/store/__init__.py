@@ -5,7 +5,7 @@ from in_memory_datasets.store.attach import attach_or_build, locked
 from in_memory_datasets.store.block import Block, SharedEnd
 from in_memory_datasets.store.disk_errors import disk_errors
 from in_memory_datasets.store.layout import HEADER_BYTES
-from in_memory_datasets.store.live import LiveStore
+from in_memory_datasets.store.live import LiveStore, is_alive
 from in_memory_datasets.store.manifest import spec_to_json
 from in_memory_datasets.store.opening import open_store
 from in_memory_datasets.store.places import Placed, Places
@@ -34,6 +34,7 @@ __all__ = [
     "cache",
     "count_resident",
     "disk_errors",
+    "is_alive",
     "lock",
     "lockable_bytes",
     "locked",

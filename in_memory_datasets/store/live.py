@@ -128,7 +128,7 @@ class LiveStore:
             if self._blocks[0].closed:
                 raise StoreError(CLOSED)
             looks += 1
-            if looks % _LOOKS_AT_BUILDER == 0 and not _is_alive(int(self._numbers[_PID])):
+            if looks % _LOOKS_AT_BUILDER == 0 and not is_alive(int(self._numbers[_PID])):
                 raise LoadError("the process that loads this dataset has ended: start again")
             time.sleep(pause)
             pause = min(_LAST_LOOK_SECONDS, 1.5 * pause)
@@ -209,7 +209,8 @@ def _size_of_books(num_unique: int) -> int:
     return 8 * _NUM_NUMBERS + 18 * num_unique + _MAX_ERROR_BYTES
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Tell whether there is a process of this number, which may be another by now."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

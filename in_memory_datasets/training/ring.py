@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
 from in_memory_datasets.errors import StoreError
-from in_memory_datasets.store import Block
+from in_memory_datasets.store import Block, is_alive
 from in_memory_datasets.training.buffers import round_up
 
 _NUM_PLACES = 256
@@ -175,7 +175,7 @@ class Ring:
     def _bury_the_dead(self) -> None:
         holders = self._table[:, _SENDER:]
         for pid in np.unique(np.abs(holders)).tolist():
-            if pid and not _is_alive(pid):
+            if pid and not is_alive(pid):
                 holders[np.abs(holders) == pid] = 0
 
     def _lease(self, place: int, num_bytes: int, role: int) -> NDArray[np.uint8]:
@@ -258,13 +258,3 @@ def _reduce_to_handle(ring: Ring) -> tuple[Any, ...]:
 
 def _from_handle(block: Block, name: str) -> Ring:
     return _rings.get(name) or Ring(block, name)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

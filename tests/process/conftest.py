@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,40 @@ def script() -> Iterator[Script]:
         if process.poll() is None:
             os.killpg(process.pid, 9)
         process.communicate()
+
+
+@pytest.fixture
+def unshare() -> list[str]:
+    """Give the command that starts a process whose mounts are its own; skip where that is not permitted."""
+    command = ["env", "LC_ALL=C", "unshare", "-m" if os.geteuid() == 0 else "-rm"]
+    attempt = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
+    if attempt.returncode and "not permitted" in attempt.stderr:
+        pytest.skip(f"no mount namespace is to be had here: {attempt.stderr.strip()}")
+    assert attempt.returncode == 0, attempt.stderr
+    return command
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    """Ask until the answer is true; another process is at work on it."""
+    deadline = time.monotonic() + 60
+    while not (answer := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return answer
+
+
+def kill_one_that_lacks_two(script: Script, server: MediaServer, urls: list[str], cache_dir: Path, *, of: int) -> None:
+    """Kill a process that loads pictures when all `of` them but /3.png and /8.png are in place, and forget it."""
+    server.stalled_paths = {"/3.png", "/8.png"}
+    builder = script("load_urls", urls=urls, cache_dir=str(cache_dir))
+    assert server.asked.wait(60)
+    (journal,) = wait_for(lambda: list(cache_dir.glob("*/journal")))
+    wait_for(lambda: journal.stat().st_size == (of - 2) * 40)
+    builder.kill()
+    builder.wait()
+    server.stalled_paths = set()
+    server.release.set()
+    server.requests.clear()
 
 
 def result_of(process: subprocess.Popen[str]) -> Any:

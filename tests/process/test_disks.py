@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,17 +17,6 @@ from tests.process.conftest import Script, result_of
 from tests.process.disks import KINDS
 
 SMALL_DISK = 'mount -t tmpfs -o size=2m tmpfs "$0" && exec "$@"'
-
-
-@pytest.fixture
-def unshare() -> list[str]:
-    """Give the command that starts a process whose mounts are its own; skip where that is not permitted."""
-    command = ["env", "LC_ALL=C", "unshare", "-m" if os.geteuid() == 0 else "-rm"]
-    attempt = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
-    if attempt.returncode and "not permitted" in attempt.stderr:
-        pytest.skip(f"no mount namespace is to be had here: {attempt.stderr.strip()}")
-    assert attempt.returncode == 0, attempt.stderr
-    return command
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 
 from in_memory_datasets import InMemoryImageTextDataset
-from tests.process.conftest import ROOT, MediaServer, Script, result_of
+from tests.process.conftest import ROOT, MediaServer, Script, result_of, wait_for
 
 MB = 10**6
 V1 = Path("/sys/fs/cgroup/memory")
@@ -52,15 +51,6 @@ def groups() -> Iterator[Groups]:
                 os.kill(int(pid), signal.SIGKILL)
             wait_for(lambda group=group: not (group / "cgroup.procs").read_text())  # type: ignore[misc]
             group.rmdir()
-
-
-def wait_for(condition: Callable[[], Any]) -> Any:
-    """Ask until the answer is true; another process is at work on it."""
-    deadline = time.monotonic() + 60
-    while not (answer := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return answer
 
 
 @pytest.mark.parametrize(("outer", "inner"), [(700 * MB, 900 * MB), (900 * MB, 700 * MB), (700 * MB, 700 * MB)])

@@ -314,17 +314,6 @@ def test_processes_with_a_cache_that_come_one_after_another_hold_one_copy(
 SMALL_SHM = 'mount -t tmpfs -o size="$0" tmpfs /dev/shm && exec "$@"'
 
 
-@pytest.fixture
-def unshare() -> list[str]:
-    """Give the command that starts a shell whose mounts are its own; skip where that is not permitted."""
-    command = ["env", "LC_ALL=C", "unshare", "-m" if os.geteuid() == 0 else "-rm"]
-    attempt = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
-    if attempt.returncode and "not permitted" in attempt.stderr:
-        pytest.skip(f"no mount namespace is to be had here: {attempt.stderr.strip()}")
-    assert attempt.returncode == 0, attempt.stderr
-    return [*command, "sh", "-c", SMALL_SHM]
-
-
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("room", [2**26, 2**20])
 def test_neither_the_dataset_nor_its_batches_need_room_in_dev_shm(
@@ -332,7 +321,18 @@ def test_neither_the_dataset_nor_its_batches_need_room_in_dev_shm(
 ) -> None:
     """As in a container, which is given 64 MiB of it unless more is asked for."""
     arguments = json.dumps({"num_rows": 512, "size": 256, "batch_size": 64, "num_workers": num_workers})
-    command = [*unshare, str(room), sys.executable, "-m", "tests.process.scripts", "hold_an_epoch", arguments]
+    command = [
+        *unshare,
+        "sh",
+        "-c",
+        SMALL_SHM,
+        str(room),
+        sys.executable,
+        "-m",
+        "tests.process.scripts",
+        "hold_an_epoch",
+        arguments,
+    ]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     result = result_of(process)
     assert result["room"] == room

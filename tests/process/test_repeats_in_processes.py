@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from in_memory_datasets import (
     collate_in_memory_audio,
     collate_in_memory_images,
 )
-from tests.process.conftest import MediaServer, Script, make_media, result_of
-from tests.process.test_sharing import launch, wait_for
+from tests.process.conftest import MediaServer, Script, kill_one_that_lacks_two, make_media, result_of
+from tests.process.test_sharing import launch
 
 LOOPBACK = FetchOptions(allow_private_addresses=True, retries=0)
 FAILED = [i for i in range(60) if i % 12 == 7]
@@ -106,16 +105,7 @@ def test_the_next_job_fetches_only_what_a_killed_one_had_not_in_place(
     tmp_path: Path, server: MediaServer, script: Script
 ) -> None:
     urls = urls_of(server)
-    server.stalled_paths = {"/3.png", "/8.png"}
-    builder = script("load_urls", urls=urls, cache_dir=str(tmp_path / "cache"))
-    assert server.asked.wait(60)
-    (entry,) = wait_for(lambda: list((tmp_path / "cache").glob("*/journal")))
-    wait_for(lambda: entry.stat().st_size == 10 * 40)
-    builder.send_signal(signal.SIGKILL)
-    builder.wait()
-    server.stalled_paths = set()
-    server.release.set()
-    server.requests.clear()
+    kill_one_that_lacks_two(script, server, urls, tmp_path / "cache", of=12)
     result = result_of(script("load_urls", urls=urls, cache_dir=str(tmp_path / "cache")))
     assert sorted(server.requests) == ["/3.png", "/8.png"]
     assert result["failed"] == []

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.process.conftest import MediaServer, Script, result_of
+from tests.process.conftest import MediaServer, Script, kill_one_that_lacks_two, result_of, wait_for
 
 
 def launch(script: Script, directory: Path, name: str, **arguments: object) -> list[dict[str, object]]:
@@ -75,16 +72,7 @@ def test_the_next_job_fetches_only_what_a_killed_one_had_not_in_place(
     tmp_path: Path, server: MediaServer, script: Script
 ) -> None:
     urls = [f"{server.url}/{i}.png" for i in range(10)]
-    server.stalled_paths = {"/3.png", "/8.png"}
-    builder = script("load_urls", urls=urls, cache_dir=str(tmp_path / "cache"))
-    assert server.asked.wait(60)
-    (entry,) = wait_for(lambda: list((tmp_path / "cache").glob("*/journal")))
-    wait_for(lambda: entry.stat().st_size == 8 * 40)
-    builder.send_signal(signal.SIGKILL)
-    builder.wait()
-    server.stalled_paths = set()
-    server.release.set()
-    server.requests.clear()
+    kill_one_that_lacks_two(script, server, urls, tmp_path / "cache", of=10)
     result = result_of(script("load_urls", urls=urls, cache_dir=str(tmp_path / "cache")))
     assert sorted(server.requests) == ["/3.png", "/8.png"]
     assert result["failed"] == []
@@ -110,15 +98,6 @@ def test_who_waits_for_a_builder_sees_how_far_it_is(tmp_path: Path, server: Medi
     result_of(builder)
     assert result_of(waiting) == {"failed": [], "bytes_fetched": 0}
     assert sorted(server.requests) == sorted(f"/{i}.png" for i in range(10))
-
-
-def wait_for(condition: Callable[[], Any]) -> Any:
-    """Ask until the answer is true; another process is at work on it."""
-    deadline = time.monotonic() + 60
-    while not (answer := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return answer
 
 
 def test_another_rank_takes_over_when_the_builder_is_killed(server: MediaServer, script: Script) -> None:

@@ -70,7 +70,7 @@ def test_chained_urls_are_read(tmp_path: Path, make_fetcher: MakeFetcher) -> Non
         "zip://a.jpg::file:///data/x.zip",
         "simplecache::file:///etc/hostname",
         "file:///etc/hostname::s3://bucket/key",
-        "git:///work/repository:main@a.jpg",
+        "git:///srv/repository:main@a.jpg",
         "reference://a.jpg",
     ],
 )

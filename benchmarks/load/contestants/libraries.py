@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 import urllib.request
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -110,9 +111,9 @@ class _Map(Contestant):
     source = "https://huggingface.co/datasets/google-research-datasets/conceptual_captions"
     column: ClassVar[str]
 
+    @abstractmethod
     def features(self) -> Any:
         """Say what the column of pictures is."""
-        raise NotImplementedError
 
     def load(self, sources: Sequence[str], captions: Sequence[str], place: Path) -> Any:
         from datasets import Dataset, Features, Value
