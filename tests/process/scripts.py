@@ -133,6 +133,30 @@ def load_urls(urls: list[str], cache_dir: str | None = None, distributed: bool =
         return result
 
 
+def read_while_loading(urls: list[str], flag: str, kind: str, cache_dir: str | None = None) -> dict[str, Any]:
+    """Read the sample that has arrived, say so by writing the flag when all ranks have, and then read the rest."""
+    torch.distributed.init_process_group("gloo")
+    cls: Any = InMemoryImageTextDataset if kind == "image" else InMemoryAudioTextDataset
+    rows = [{kind: url, "caption": url.rsplit("/", 1)[-1]} for url in urls]
+    with cls(rows, kind, fetch=LOOPBACK, cache_dir=cache_dir, wait=False, progress=False) as dataset:
+        early = dataset[5]
+        progress = dataset.progress
+        torch.distributed.barrier()
+        Path(flag).touch()
+        samples = [float(sample[kind].double().sum()) for sample in (dataset[i] for i in range(len(dataset)))]
+        report = dataset.wait()
+        inode = os.fstat(dataset._store.samples.fd).st_ino
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+        return {
+            "early": [float(early[kind].double().sum()), early["caption"]],
+            "progress": progress,
+            "samples": samples,
+            "ok": report.num_ok,
+            "inode": inode,
+        }
+
+
 def load_audio_and_retry(urls: list[str], flag: str) -> dict[str, Any]:
     """Load clips of which some fail, mend the server by writing the flag, and load those again, as a rank would."""
     torch.distributed.init_process_group("gloo")

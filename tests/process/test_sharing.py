@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,32 @@ def test_two_ranks_load_once_and_share_the_memory(
         assert rank["tried"] in (0, 20)
         assert f"20 of 20 samples {'loaded' if rank['tried'] else 'attached'} in" in str(rank["said"])
     assert first["tried"] != second["tried"]
+
+
+@pytest.mark.parametrize("with_cache", [False, True])
+@pytest.mark.parametrize(("kind", "suffix"), [("image", "png"), ("audio", "wav")])
+def test_two_ranks_read_what_has_arrived_of_a_load_that_one_of_them_makes(
+    tmp_path: Path, server: MediaServer, script: Script, kind: str, suffix: str, with_cache: bool
+) -> None:
+    urls = [f"{server.url}/{i}.{suffix}" for i in range(20)]
+    server.stalled_paths = {f"/{i}.{suffix}" for i in range(20) if i != 5}
+    flag, cache_dir = tmp_path / "read", str(tmp_path / "cache") if with_cache else None
+
+    def go_on() -> None:
+        wait_for(flag.exists)
+        server.release.set()
+
+    others = threading.Thread(target=go_on)
+    others.start()
+    arguments = {"urls": urls, "flag": str(flag), "kind": kind, "cache_dir": cache_dir}
+    first, second = launch(script, tmp_path, "read_while_loading", **arguments)
+    others.join()
+    assert first.pop("progress") == second.pop("progress") == 1 / 20
+    assert first == second
+    assert first["ok"] == 20
+    assert first["early"] == [first["samples"][5], f"5.{suffix}"]  # type: ignore[index]
+    assert len(set(first["samples"])) == 20  # type: ignore[arg-type]
+    assert len(server.requests) == 20
 
 
 def test_two_ranks_retry_clips_once_and_share_the_result(tmp_path: Path, server: MediaServer, script: Script) -> None:

@@ -10,7 +10,6 @@ from in_memory_datasets.fetch.storage_failures import judge_storage_status
 @pytest.mark.parametrize(
     ("status", "reason", "transient", "overloaded"),
     [
-        (301, "redirect", False, False),
         (400, "http_status", False, False),
         (401, "permission", False, False),
         (408, "http_status", True, False),
@@ -31,3 +30,9 @@ def test_a_storage_that_asks_for_fewer_requests_is_told_from_one_that_fails(
 @pytest.mark.parametrize("status", [200, 206, 403, 404])
 def test_what_its_error_says_better_is_left_to_it(status: int) -> None:
     assert judge_storage_status(status) is None
+
+
+def test_a_storage_that_sends_elsewhere_is_not_asked_again() -> None:
+    failure = judge_storage_status(301)
+    assert failure is not None
+    assert (failure.reason, failure.transient) == ("redirect", False)
