@@ -86,9 +86,13 @@ def answers(data: bytes) -> None:
 
 
 async def _ask(answer: bytes) -> tuple[list[bytes], bytes | FetchError]:
-    requests = []
+    requests: list[bytes] = []
+    handlers: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handler = asyncio.current_task()
+        assert handler is not None
+        handlers.add(handler)
         with suppress(ConnectionError, asyncio.IncompleteReadError):
             requests.append(await reader.readuntil(b"\r\n\r\n"))
             writer.write(answer)
@@ -104,13 +108,17 @@ async def _ask(answer: bytes) -> tuple[list[bytes], bytes | FetchError]:
         stack.enter_context(mock.patch("aiohttp.TCPConnector", connector))
         stack.enter_context(mock.patch("socket.getaddrinfo", return_value=_SOMEWHERE))
         async with await asyncio.start_unix_server(serve, path):
+            outcome: bytes | FetchError
             with Fetcher(_OPTIONS) as fetcher:
                 try:
                     fetched = await asyncio.wrap_future(fetcher.submit(Source("url", _HOME)))
+                    fetched.release()
+                    outcome = fetched.data
                 except FetchError as error:
-                    return requests, error
-                fetched.release()
-                return requests, fetched.data
+                    outcome = error
+            while any(not handler.done() for handler in handlers):  # whose connections the client has let go of
+                await asyncio.wait(handlers)
+            return requests, outcome
 
 
 def _check_reason(reason: str) -> None:
