@@ -117,6 +117,8 @@ class StoreWriter:
             )
         except BaseException:
             self._resources.close()
+            if mend is not None and directory is not None:  # else there may be the work of an earlier writer
+                remove_work(directory)
             raise
 
     def add_rows(self, rows: list[Row], numbers: NDArray[np.int64] | None = None) -> None:

@@ -100,7 +100,8 @@ def test_a_process_that_is_killed_ends_the_load_and_says_what_to_do(server: Medi
     def kill_one() -> None:
         while sum(num_journaled(entry) for entry in tmp_path.iterdir() if entry.is_dir()) < 10:
             time.sleep(0.01)
-        psutil.Process().children()[0].kill()
+        loads = [child for child in psutil.Process().children() if "build.processes" in " ".join(child.cmdline())]
+        loads[0].kill()
 
     killer = threading.Thread(target=kill_one)
     killer.start()

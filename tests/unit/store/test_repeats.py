@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from in_memory_datasets.errors import StoreError
 from in_memory_datasets.schema import AudioSpec, Failure, ImageSpec
-from in_memory_datasets.store import Block, Store, StoreWriter, open_store, save_store
+from in_memory_datasets.store import Block, SharedEnd, Store, StoreWriter, open_store, save_store
 from in_memory_datasets.store.journal import Journal, num_journaled
 from in_memory_datasets.store.manifest import make_manifest, read_manifest, write_manifest
 from in_memory_datasets.store.places import Places
@@ -307,8 +308,8 @@ def test_to_put_a_sample_takes_a_descriptor_and_an_allocator_alone(spec: ImageSp
     with StoreWriter(spec) as writer:
         add(writer)
         here = writer.places
-        with Block(os.dup(here.block.fd)) as block:
-            there = Places(block, here.image_bytes, here.is_clip, here.allocate)
+        with Block(os.dup(here.block.fd)) as block, closing(SharedEnd(Block(os.dup(here.end.block.fd)))) as end:
+            there = Places(block, here.image_bytes, here.is_clip, end)
             placed = [there.put(number, sample) for number, sample in enumerate(SAMPLES[kind])]
         assert (writer.num_bytes, writer.num_loaded) == (0, 0)
         assert [each.num_bytes for each in placed] == [sample.nbytes for sample in SAMPLES[kind]]
