@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart train fmt lint imports types test test-wheel docs fuzz bench bench-quick bench-load bench-gather bench-encoded bench-serve bench-reload bench-pages bench-device bench-report static check clean
+.PHONY: help setup quickstart train fmt lint imports types test test-wheel docs campaigns fuzz bench bench-quick bench-load bench-gather bench-encoded bench-serve bench-reload bench-pages bench-device bench-report static check clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -37,9 +37,12 @@ imports: setup  ## Check that imports point down the layers
 types: setup  ## Check types, strictly
 	$(BIN)/mypy
 
-test: setup  ## Run all tests and check the coverage
-	$(BIN)/python -m pytest -q -m 'not alone' --numprocesses auto --dist worksteal --cov --cov-report=
+test: setup  ## Run all tests but the campaigns, and check the coverage
+	$(BIN)/python -m pytest -q -m 'not alone and not campaign' --numprocesses auto --dist worksteal --cov --cov-report=
 	$(BIN)/python -m pytest -q -m alone --cov --cov-append --cov-report=term:skip-covered
+
+campaigns: setup  ## Run the tests of very many cases: kills, full disks, hostile servers, the benchmark of loading
+	$(BIN)/python -m pytest -q -m campaign --numprocesses auto --dist loadscope
 
 test-wheel: setup  ## Build the wheel and use it from an empty directory
 	rm -rf build/wheel build/lib build/bdist.*
@@ -83,7 +86,7 @@ bench-report: setup  ## Make docs/explanation/benchmarks.md and its charts of th
 
 static: lint imports types  ## All checks that run nothing
 
-check: test static test-wheel docs  ## All that CI runs
+check: test campaigns static test-wheel docs fuzz  ## All that CI runs
 
 clean:  ## Remove what the other targets made
 	rm -rf $(VENV) build outputs .coverage* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

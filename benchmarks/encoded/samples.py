@@ -32,11 +32,14 @@ class Corpora:
     num_files: int | None = None
 
     def photos(self, num_rows: int) -> Rows:
-        """Give photographs in JPEG whose longer side is `PHOTO_SIDE`, from the first again when all are taken."""
+        """Give photographs in JPEG whose longer side is `PHOTO_SIDE`, from the first again when all are taken.
+
+        Bytes behind the end of the picture tell one from another, or rows would share samples.
+        """
         sizes = ((entry, max(int(entry["width"]), int(entry["height"]))) for entry in self._entries("images"))
         names = [entry["file"] for entry, side in sizes if entry["format"] == "JPEG" and side == PHOTO_SIDE]
-        rows = [self._picture(name) for name in self._some(names)]
-        return list(islice(cycle(rows), num_rows))
+        rows = enumerate(islice(cycle([self._picture(name) for name in self._some(names)]), num_rows))
+        return [{**row, "image_url": row["image_url"] + number.to_bytes(4, "little")} for number, row in rows]
 
     def pictures(self) -> Rows:
         """Give every picture."""

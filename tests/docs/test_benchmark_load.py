@@ -31,7 +31,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=170)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @looks_into_proc
 def test_the_benchmark_of_loading_runs_on_inputs_of_its_own_and_is_told_on_the_page(tmp_path: Path) -> None:
     result = run(
@@ -66,7 +66,7 @@ def test_the_benchmark_of_loading_runs_on_inputs_of_its_own_and_is_told_on_the_p
     assert list((tmp_path / "build" / "load" / "stores").iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @looks_into_proc
 def test_the_memory_of_loads_and_the_start_of_a_large_one_are_seen_from_outside(tmp_path: Path) -> None:
     result = run("--quick", "--parts", "memory,large", "--build", tmp_path, "--output", tmp_path / "load")

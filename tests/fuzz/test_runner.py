@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # Starting up takes three seconds here, and minutes where much else runs.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.campaign, pytest.mark.timeout(900)]
 # Where there are no wheels of it; in CI there are.
 needs_atheris = pytest.mark.skipif(
     find_spec("atheris") is None and os.environ.get("CI") != "true", reason="atheris is not installed"

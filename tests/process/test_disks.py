@@ -32,7 +32,7 @@ def small_disk(unshare: list[str], place: Path) -> tuple[Path, list[str]]:
     return place, [*unshare, "sh", "-c", SMALL_DISK, str(place)]
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_full_disk_leaves_all_as_it_was_and_with_room_all_works(
     kind: str, tmp_path: Path, small_disk: tuple[Path, list[str]], script: Script
@@ -52,7 +52,7 @@ def test_a_full_disk_leaves_all_as_it_was_and_with_room_all_works(
     assert min(counts.values()) > 0, counts
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_limit_on_the_size_of_files_leaves_all_as_it_was_and_without_it_all_works(
     kind: str, tmp_path: Path, place: Path, script: Script

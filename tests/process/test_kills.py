@@ -76,7 +76,7 @@ SCENARIOS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_load_that_is_killed_twenty_times_is_the_same_and_fetches_little_twice(
     scenario: str, tmp_path: Path, server: MediaServer, script: Script

@@ -28,7 +28,7 @@ from tests.web.certificates import Authority, self_signed
 from tests.web.hostile_files import jpeg, make_files
 from tests.web.hostile_server import HostileServer
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.campaign, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
 # One more than any row here needs: where the machine is busy, a good attempt may run out of time.
