@@ -15,8 +15,8 @@ from in_memory_datasets.fetch.retry import choose_delay
 ItemT = TypeVar("ItemT")
 
 # A host is taken for dead when so many requests in a row have broken, or were turned away, and for so long none was
-# answered. Single addresses of a host that lives may break, even dozens of them.
-MAX_BROKEN, MAX_TURNED_AWAY, SILENT_SECONDS = 64, 12, 60.0
+# answered. Single addresses of a host that lives may do that, even dozens of them, a few times each.
+MAX_BAD, SILENT_SECONDS = 128, 60.0
 DEAD_SECONDS = 30.0  # until it is asked once more
 # Requests that break say little about how many a host can bear, unless half of so many do; and with fewer than these
 # at once, the few that hang would keep all others waiting.
@@ -38,6 +38,7 @@ class _Host(Generic[ItemT]):
     num_ended: int = 0  # of a round, and how many of them broke
     num_broken: int = 0
     num_bad: int = 0  # turned away or broken, one after the other
+    num_turned_away: int = 0  # of these
     answered_at: float = 0.0
     closed_until: float = 0.0
     dead: AttemptFailed | None = None
@@ -123,7 +124,7 @@ class Schedule(Generic[ItemT]):
         if failure is not None and (broke or failure.overloaded):
             self._note_trouble(host, now, started_at, failure)
         else:
-            host.num_bad, host.dead, host.answered_at = 0, None, now
+            host.num_bad, host.num_turned_away, host.dead, host.answered_at = 0, 0, None, now
             host.limit = min(self._per_host, host.limit + 1 / host.limit)
         if not host.queue and not host.num_running and host.limit == self._per_host and host.closed_until <= now:
             del self._hosts[name]  # a dataset may name a million hosts
@@ -151,11 +152,11 @@ class Schedule(Generic[ItemT]):
         if failure.overloaded:
             if started_at >= host.cut_at:  # what was under way then belongs to the round that it was cut for
                 host.limit, host.cut_at = max(1.0, host.limit / 2), now
-            pause = choose_delay(host.num_bad, failure.retry_after, self._rng)
+            host.num_turned_away += 1
+            pause = choose_delay(host.num_turned_away, failure.retry_after, self._rng)
             host.closed_until = max(host.closed_until, now + pause)
             self._call_later(pause, lambda: self._reopen(host))
-        most = MAX_TURNED_AWAY if failure.overloaded else MAX_BROKEN
-        if host.dead is None and (host.num_bad < most or now - host.answered_at < SILENT_SECONDS):
+        if host.dead is None and (host.num_bad < MAX_BAD or now - host.answered_at < SILENT_SECONDS):
             return
         host.dead_until = now + DEAD_SECONDS
         host.dead = AttemptFailed(

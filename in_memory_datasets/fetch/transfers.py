@@ -154,8 +154,8 @@ class Transfers:
             await self._http.close()
         self._threads.close(CLOSE_SECONDS)
 
-    def _try(self, transfer: _Transfer, *, again: bool = False) -> None:
-        """Make an attempt at the next turn of its place."""
+    def _try(self, transfer: _Transfer) -> None:
+        """Make an attempt, behind all that its place was asked for before: others may fare better."""
         self._waiting.discard(transfer)
         transfer.seconds = None
         try:
@@ -163,7 +163,7 @@ class Transfers:
         except AttemptFailed as failure:
             transfer.done(describe_failure(transfer.source, failure, transfer.num_attempts))
         else:
-            self._line_up(transfer, first=again)
+            self._line_up(transfer, first=False)
 
     def _line_up(self, transfer: _Transfer, *, first: bool) -> None:
         attempt = transfer.attempt
@@ -237,7 +237,7 @@ class Transfers:
 
     def _retry(self, transfer: _Transfer) -> None:
         if transfer in self._waiting:
-            self._try(transfer, again=True)
+            self._try(transfer)
 
     def _refuse(self, transfer: _Transfer, failure: AttemptFailed) -> None:
         transfer.done(describe_failure(transfer.source, failure, transfer.num_attempts))
