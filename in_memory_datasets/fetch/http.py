@@ -32,6 +32,7 @@ KEEPALIVE_SECONDS = 5.0
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PRINTABLE_ASCII = re.compile(r"[!-~]+")
+_NO_URL = (ValueError, IndexError)  # the second is what yarl says of a user who is "[::1]"
 
 
 class HttpClient:
@@ -244,7 +245,7 @@ def parse_url(address: str) -> URL:
         scheme = urlsplit(address).scheme
         url = URL(scheme + address[len(scheme) :], encoded=is_encoded)
         usable = url.scheme in ("http", "https") and bool(url.raw_host) and url.port is not None
-    except ValueError as error:
+    except _NO_URL as error:
         raise AttemptFailed("bad_url", f"not a usable URL ({error})") from error
     if not usable:
         raise AttemptFailed("bad_url", "not a usable URL, expected http://host/path or https://host/path")
@@ -261,7 +262,7 @@ def _find_target(url: URL, location: str | None) -> URL:
             if target.origin() == url.origin() and target.user is None and url.user is not None:
                 target = target.with_user(url.user).with_password(url.password)
             return target.with_fragment(None)
-    except ValueError as error:
+    except _NO_URL as error:
         raise AttemptFailed("redirect", f"redirected to something that is no URL ({error})") from error
     raise AttemptFailed("redirect", f"redirected to {strip_credentials(location)[:200]}, which is not http or https")
 

@@ -138,8 +138,9 @@ def names_this_machine(url: str) -> bool:
 
 
 # Query fields in which signed or keyed URLs carry what must not be shown.
-# Whatever stands before the "//": not all readers of URLs agree on what a scheme is.
-_USER = re.compile(r"(://)[^/?#\s]*@")
+# Whatever stands before the "//", and whatever a user is written with: not all readers of URLs agree on what a scheme
+# is, nor on which spaces end an address. In a sentence this may hide words that stand between an address and an "@".
+_USER = re.compile(r"(://)[^/?#]*@")
 _SECRET_FIELD = re.compile(
     r"(?i)([?&;](?:[^=&;]*(?:signature|credential|token|secret|passw|api_?key|access_?key)[^=&;]*|sig|key|auth)=)[^&;#]*"
 )

@@ -51,7 +51,7 @@ def addresses(data: bytes) -> None:
         else:
             if source is not None and source.kind in ("url", "fsspec", "bytes"):
                 shown += [source.label, source.host]
-    if marked.count(_MARK) == 1 and _holds_secret(text):
+    if marked.count(_MARK) == 1 and _SECRET not in marked and _holds_secret(text):
         assert not any(_SECRET in each for each in shown), shown
 
 
@@ -162,7 +162,7 @@ def _holds_secret(text: str) -> bool:
             name = unquote_plus(name).lower()
             if _SECRET in value and (name in ("sig", "key", "auth") or any(part in name for part in _SECRET_NAMES)):
                 return True
-    with suppress(ValueError):
+    with suppress(ValueError, IndexError):
         url = URL(text)
         return _SECRET in f"{url.user} {url.password}"
     return False
