@@ -20,9 +20,9 @@ from in_memory_datasets.rows.captions import captions_from_value
 from in_memory_datasets.rows.columns import Column, ColumnSpec, check_types, find_column
 from in_memory_datasets.rows.digests import IndigestibleError, digest_of_column, feed, hash_of, made_of
 from in_memory_datasets.rows.messages import describe
-from in_memory_datasets.rows.sources import is_remote, path_among_urls, source_from_value
+from in_memory_datasets.rows.sources import source_from_value
 from in_memory_datasets.rows.streams import as_stored, told
-from in_memory_datasets.schema import Row, Source
+from in_memory_datasets.schema import Row
 
 # Rows read at once: many where they hold addresses, few where they hold the media themselves.
 _NUM_LIGHT_ROWS, _NUM_HEAVY_ROWS = 1000, 32
@@ -115,8 +115,6 @@ class RowReader(ABC):
     reads_once: bool = False
     _media: Column
     _captions: Column
-    # Whether the first source there is has to be fetched from somewhere; None until it was seen.
-    _holds_urls: bool | None = None
 
     @cached_property
     def identity(self) -> str | None:
@@ -146,11 +144,6 @@ class RowReader(ABC):
         """
         raise ConfigError(f"a {type(self).__name__} reads rows only in order")
 
-    def _see_first_source(self) -> None:
-        """Learn from the front what kind of column it is, before rows are taken from its middle."""
-        if self._holds_urls is None and not any(row.source for rows in self.batches() for row in rows):
-            self._holds_urls = False
-
     def _find_columns(self, media_col: ColumnSpec, txt_col: ColumnSpec, names: Iterable[str]) -> None:
         names = list(names)
         self._media = find_column(media_col, names, kind="media")
@@ -174,7 +167,6 @@ class RowReader(ABC):
             return _unusable(index, describe(f"its captions ({self._captions.name})", error))
         try:
             source = source_from_value(self._media.value_in(record))
-            source = None if source is None else self._among_its_own(source)
         except SampleError as error:
             return Row(index, None, captions, error)
         except Exception as error:  # noqa: BLE001 - likewise
@@ -183,12 +175,6 @@ class RowReader(ABC):
             nothing = SampleError(f"row {index} has nothing in {self._media.name!r}", reason="empty")
             return Row(index, None, captions, nothing)
         return Row(index, source, captions)
-
-    def _among_its_own(self, source: Source) -> Source:
-        """Take a bare path for what it is only in a column of paths."""
-        if self._holds_urls is None:
-            self._holds_urls = is_remote(source)
-        return path_among_urls(source) if self._holds_urls and source.kind == "path" else source
 
 
 def _unusable(index: int, what: str, captions: tuple[str, ...] = ()) -> Row:
@@ -243,13 +229,12 @@ class DatasetReader(RowReader):
             source, texts = None, ()
         if source is None:
             return self._make_row(index, {str(self._media.plain_root): media, str(self._captions.plain_root): captions})
-        return Row(index, self._among_its_own(source), texts)
+        return Row(index, source, texts)
 
     def take(self, indices: Sequence[int]) -> list[Row]:
         """Give some rows by number."""
         if not len(indices):
             return []
-        self._see_first_source()
         records = self._stored[list(indices)].to_pylist()
         return [self._make_row(index, record) for index, record in zip(indices, records, strict=True)]
 
@@ -328,7 +313,6 @@ class SequenceReader(RowReader):
 
     def take(self, indices: Sequence[int]) -> list[Row]:
         """Give some rows by number."""
-        self._see_first_source()
         return [self._make_row(index, self._record(index)) for index in indices]
 
 

@@ -16,10 +16,9 @@ import numpy as np
 
 from in_memory_datasets.errors import SampleError
 from in_memory_datasets.rows.missing import is_missing
-from in_memory_datasets.schema import Source, names_this_machine, strip_credentials
+from in_memory_datasets.schema import Source, strip_credentials
 
 # What begins like a URL. One letter alone is a drive.
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 # Addresses as nearly all are, of which a split would say nothing new; group 1 is the file's name.
 _PLAIN_URL = re.compile(
@@ -59,25 +58,6 @@ def source_from_value(value: Any) -> Source | None:
         what = f"{type(value).__name__} {value!r:.60} is no media"
         raise SampleError(f"{what}: expected a URL, a path, bytes or an array", reason="bad_row")
     return Source("object", value)
-
-
-def is_remote(source: Source) -> bool:
-    """Tell whether a source is to be had from somewhere else: by http(s), or from an object store."""
-    return source.kind == "url" or (source.kind == "fsspec" and not names_this_machine(source.value))
-
-
-def path_among_urls(source: Source) -> Source:
-    """Turn a bare path out of a column of URLs into a file: URL, which is only read where local files are asked for.
-
-    Such a column was gathered from the web. What looks like a path in it is the rest of a link, or somebody's attempt
-    to have a file of this machine end up in a data set.
-
-    Raises:
-        SampleError: It is a URL of some other kind.
-    """
-    if _SCHEME.match(source.value):
-        raise SampleError(f"{source.value!r:.200} is no URL of a kind that can be fetched", reason="bad_url")
-    return Source("fsspec", f"file://{source.value}", source.name)
 
 
 def _from_text(text: str) -> Source | None:

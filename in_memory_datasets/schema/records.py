@@ -270,8 +270,8 @@ class FetchOptions:
         user_agent: Sent with every request; None names this library.
         allow_private_addresses: Whether loopback, private, link-local and metadata addresses may be connected to.
         respect_opt_out: Whether a file whose server says `X-Robots-Tag: noai` (or the like) is left out.
-        allow_local_files: Whether a dataset may name files of this machine where that is not plainly its purpose: by
-            `file:`, `local:`, `memory:` and the like, and as bare paths in a column whose first source is a URL.
+        allow_local_files: Whether a dataset's URLs may lead to files of this machine: by `file:`, `local:`, `memory:`
+            and the like. Paths are read as they are.
 
     Raises:
         ConfigError: A number is out of range.
