@@ -9,12 +9,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from benchmarks.bench_pages import SWITCH
 from benchmarks.reload.contestants import OURS, QUICK
 from benchmarks.report.page import make_page
 
 ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.campaign
 
 
 def test_the_benchmark_of_devices_runs_with_the_processor_as_the_device(tmp_path: Path) -> None:
