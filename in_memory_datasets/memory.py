@@ -20,9 +20,10 @@ from in_memory_datasets.schema import LimitedBy, MemoryPlan, format_bytes
 # What a load takes besides the block: bodies on their way, pictures being decoded, the interpreter's own growth.
 RESERVE_BYTES = 300 * 10**6
 # A load that runs as planned stays above this. Below it somebody else is taking the memory, and what is left is for an
-# orderly end: another process fills a gigabyte in about half a second here, and the watch looks twenty times a second.
+# orderly end: another process fills a gigabyte in about half a second here, and the watch then looks twenty times a
+# second. With more left it need not look before a few of them together could have taken it.
 FLOOR_BYTES = 100 * 10**6
-_LOOK_SECONDS = 0.05
+_LOOK_SECONDS, _LONGEST_LOOK_SECONDS, _FASTEST_FILL_BYTES_PER_SECOND = 0.05, 1.0, 10 * 10**9
 
 
 def free_memory(root: Path = Path("/"), *, all_page_cache: bool = False) -> tuple[int, LimitedBy]:
@@ -54,7 +55,7 @@ class MemoryWatch:
         floor_bytes: What counts as hardly any.
         root: Where /proc and /sys are; another place is for tests.
 
-    Cost: 0.4 % of a core.
+    Cost: 0.4 % of a core while there is little, and a twentieth of that while there is plenty.
     """
 
     def __init__(
@@ -67,11 +68,14 @@ class MemoryWatch:
         self._thread = threading.Thread(target=self._look, name="in-memory-datasets-memory", daemon=True)
 
     def _look(self) -> None:
-        while not self._ended.wait(_LOOK_SECONDS):
+        seconds = _LOOK_SECONDS
+        while not self._ended.wait(seconds):
             free, limited_by = free_memory(self._root)
             if free < self._floor_bytes:
                 self._on_low(free, limited_by)
                 return
+            seconds = (free - self._floor_bytes) / _FASTEST_FILL_BYTES_PER_SECOND
+            seconds = min(max(_LOOK_SECONDS, seconds), _LONGEST_LOOK_SECONDS)
 
     def __enter__(self) -> MemoryWatch:
         self._thread.start()

@@ -11,6 +11,7 @@ import functools
 import itertools
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, ExitStack
@@ -31,6 +32,8 @@ from in_memory_datasets.store import Placed
 
 # Enough that no thread runs dry while one that reads rows or waits for the network has its turn.
 _MAX_INLINE_PER_THREAD, _MAX_FETCHED_PER_THREAD = 8, 16
+# Of the rows under way, so many are waited for at once, and so long: to be woken for each costs as much as its books.
+_PART_WAITED_FOR, _LONGEST_WAIT_SECONDS = 1 / 4, 0.02
 
 
 @dataclass(slots=True)
@@ -58,6 +61,36 @@ class Outcome:
     failure: Failure | None = None
 
 
+class Outcomes:
+    """What became of rows, on its way from many threads to one; an exception ends the run."""
+
+    def __init__(self) -> None:
+        self._items: deque[Outcome | BaseException] = deque()
+        self._num_wanted = 1
+        self._are_enough = threading.Event()
+
+    def put(self, item: Outcome | BaseException) -> None:
+        """Pass on what became of a row; from any thread."""
+        self._items.append(item)
+        if len(self._items) >= self._num_wanted or isinstance(item, BaseException):
+            self._are_enough.set()
+
+    def is_empty(self) -> bool:
+        """Tell whether there is nothing to take."""
+        return not self._items
+
+    def take(self, num_wanted: int = 1) -> list[Outcome | BaseException]:
+        """Take all there are; wait for so many before, but not for long once there is one."""
+        for number, seconds in ((num_wanted, _LONGEST_WAIT_SECONDS), (1, None)):
+            self._are_enough.clear()
+            self._num_wanted = number  # before they are counted, so that one which comes meanwhile is noticed
+            if len(self._items) < number:
+                self._are_enough.wait(seconds)
+            if self._items:
+                break
+        return [self._items.popleft() for _ in range(len(self._items))]
+
+
 Put = Callable[[int, NDArray[Any], int], Placed]
 
 
@@ -65,10 +98,10 @@ class Workshop(Protocol):
     """Where samples are made: what `run` hands rows to; a context manager, which ends what is under way.
 
     Attributes:
-        done: What became of them, in any order; an exception ends the run.
+        done: What became of them, in any order.
     """
 
-    done: SimpleQueue[Outcome | BaseException]
+    done: Outcomes
 
     def begin(self, row: Row) -> None:
         """Begin with a row that has a source."""
@@ -99,13 +132,15 @@ def run(
     max_fetching, max_inline = most_under_way(request), _MAX_INLINE_PER_THREAD * request.threads
     num_under_way, done = 0, workshop.done
 
-    def next_outcome() -> Outcome:
-        if done.empty():
+    def outcomes(num_wanted: int) -> Iterator[Outcome]:
+        nonlocal num_under_way
+        if done.is_empty():
             workshop.flush()
-        outcome = done.get()
-        if isinstance(outcome, BaseException):
-            raise outcome
-        return outcome
+        for outcome in done.take(num_wanted):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            num_under_way -= 1
+            yield outcome
 
     with ExitStack() as resources:
         if low_memory is not None:
@@ -118,13 +153,12 @@ def run(
                 yield Outcome(row.index, failure=_failure(row, error))
                 continue
             limit = max_inline if row.source.kind in ("bytes", "object") else max_fetching
-            while num_under_way >= limit or not done.empty():
-                yield next_outcome()
-                num_under_way -= 1
+            while num_under_way >= limit or not done.is_empty():
+                yield from outcomes(max(1, int(_PART_WAITED_FOR * limit)) if num_under_way >= limit else 1)
             workshop.begin(row)
             num_under_way += 1
-        for _ in range(num_under_way):
-            yield next_outcome()
+        while num_under_way:
+            yield from outcomes(num_under_way)
 
 
 def most_under_way(request: LoadRequest) -> int:
@@ -150,7 +184,7 @@ class Threads:
         is_encoded: Callable[[int], bool],
         max_buffered_bytes: int = 128 * 2**20,
     ) -> None:
-        self.done: SimpleQueue[Outcome | BaseException] = SimpleQueue()
+        self.done = Outcomes()
         self._put, self._request, self._is_encoded = put, request, is_encoded
         # A plain queue, since an executor's futures cost as much as all else around a decode.
         self._fetched: SimpleQueue[tuple[Row, Fetched] | None] = SimpleQueue()

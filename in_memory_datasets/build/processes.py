@@ -21,13 +21,12 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
-from queue import Empty, SimpleQueue
 from typing import Any
 
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from in_memory_datasets.build.pipeline import Outcome, Threads, Workshop
+from in_memory_datasets.build.pipeline import Outcome, Outcomes, Threads, Workshop
 from in_memory_datasets.build.request import LoadRequest
 from in_memory_datasets.decode import share_decode_memory
 from in_memory_datasets.errors import LoadError
@@ -38,7 +37,7 @@ from in_memory_datasets.store import Block, Placed, Places, SharedEnd, StoreWrit
 THREADS_PER_PROCESS = 4
 # Below these, starting processes (a second of each core) or keeping this one's books costs more than it brings.
 _MIN_THREADS, _MIN_ROWS = 2 * THREADS_PER_PROCESS, 5_000
-_MAX_ROWS_IN_MESSAGE, _MAX_OUTCOMES_IN_MESSAGE = 16, 64
+_MAX_ROWS_IN_MESSAGE, _NUM_OUTCOMES_WAITED_FOR = 16, 16
 _MAX_BUFFERED_BYTES, _MIN_BUFFERED_BYTES = 128 * 2**20, 16 * 2**20
 _END_SECONDS = 10.0
 
@@ -97,7 +96,7 @@ class Processes:
     """
 
     def __init__(self, writer: StoreWriter, request: LoadRequest, *, encoded: bool, num_processes: int) -> None:
-        self.done: SimpleQueue[Outcome | BaseException] = SimpleQueue()
+        self.done = Outcomes()
         self._writer = writer
         self._request, self._encoded, self._num_processes = request, encoded, num_processes
         self._here = Threads(
@@ -249,16 +248,13 @@ def work(fd: int) -> None:
 
 def _report(
     connection: Connection,
-    done: SimpleQueue[Outcome | BaseException],
+    done: Outcomes,
     forget: Callable[[Outcome | BaseException], Outcome | BaseException],
 ) -> None:
     """Send what became of the rows, as many at once as have come."""
     with suppress(OSError):  # the other end has ended
         while True:
-            outcomes = [forget(done.get())]
-            with suppress(Empty):
-                while len(outcomes) < _MAX_OUTCOMES_IN_MESSAGE:
-                    outcomes.append(forget(done.get_nowait()))
+            outcomes = [forget(one) for one in done.take(_NUM_OUTCOMES_WAITED_FOR)]
             try:
                 connection.send(outcomes)
             except (TypeError, AttributeError):  # an exception that cannot be sent

@@ -103,7 +103,7 @@ def _decode_jpeg(data: bytes, spec: ImageSpec) -> Pixels:
         raise DecodeError(f"a JPEG of {len(data):,} bytes that ends within its header", reason="truncated")
     size = header.width, header.height
     refuse_pixels(size, MAX_PIXELS)
-    if count_scans(data) > MAX_SCANS:
+    if header.has_scans and count_scans(data) > MAX_SCANS:
         raise DecodeError(f"a JPEG of more than {MAX_SCANS} scans", reason="corrupt")
     if 0 in size:
         raise DecodeError(f"a JPEG of {size[0]}×{size[1]} pixels", reason="corrupt")

@@ -28,6 +28,8 @@ class JpegHeader:
         precision: Bits per component.
         num_components: 1 grey, 3 colour, 4 CMYK or YCCK.
         orientation: 1 to 8.
+        has_scans: Whether more scans may follow the first: it is progressive, or has not all components in the first.
+            Of others libjpeg refuses a second one.
         is_clean: Whether segment follows segment without stray bytes, and there is one frame.
         essential: The segments that decoding needs: no EXIF, ICC, XMP, picture lists or comments.
         scan_start: Where the first scan begins in the file.
@@ -39,6 +41,7 @@ class JpegHeader:
     precision: int
     num_components: int
     orientation: int
+    has_scans: bool
     is_clean: bool
     essential: bytes
     scan_start: int
@@ -102,7 +105,8 @@ def read_jpeg_header(data: bytes) -> JpegHeader | None:
     if frame is None:
         return None
     orientation = exif_orientation(exif) or xmp_orientation(xmp) or 1
-    return JpegHeader(*frame, orientation, is_clean, b"".join(kept), start - 1)
+    has_scans = frame[2] > 1 or segment[:1] != bytes([frame[4]])
+    return JpegHeader(*frame, orientation, has_scans, is_clean, b"".join(kept), start - 1)
 
 
 def without_metadata(data: bytes, header: JpegHeader) -> bytes:

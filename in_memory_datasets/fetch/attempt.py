@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 
@@ -66,21 +68,36 @@ class TimeLimit:
             raise RuntimeError("a TimeLimit is used inside a task")
         self._task = task
         self._loop = asyncio.get_running_loop()
-        self._started_at = self._loop.time()
-        self._alarm = self._loop.call_later(self._seconds_left, self._expire)
+        self._go_on()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._alarm.cancel()
-        self._seconds_left = max(0.0, self._seconds_left - (self._loop.time() - self._started_at))
+        self._stop()
         if self._expired and kind is not None and issubclass(kind, asyncio.CancelledError):
             # Python 3.11 counts cancellations; what was asked for here is dealt with here.
             uncancel = getattr(self._task, "uncancel", None)
             if uncancel is not None:
                 uncancel()
             raise asyncio.TimeoutError from error
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Stop the clock for a while, inside a block."""
+        self._stop()
+        try:
+            yield
+        finally:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        self._started_at = self._loop.time()
+        self._alarm = self._loop.call_later(self._seconds_left, self._expire)
+
+    def _stop(self) -> None:
+        self._alarm.cancel()
+        self._seconds_left = max(0.0, self._seconds_left - (self._loop.time() - self._started_at))
 
     def _expire(self) -> None:
         self._expired = True

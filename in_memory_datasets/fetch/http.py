@@ -6,7 +6,6 @@ import asyncio
 import re
 import socket
 from importlib import metadata
-from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -102,12 +101,12 @@ class HttpClient:
         try:
             with limit:
                 response = await self._session.get(url, allow_redirects=False)
-            try:
-                if response.status in _REDIRECTS:
-                    return _find_target(url, response.headers.get("Location"))
-                return await self._read(response, limit)
-            finally:
-                response.release()  # closes the connection where the body was not read to its end
+                try:
+                    if response.status in _REDIRECTS:
+                        return _find_target(url, response.headers.get("Location"))
+                    return await self._read(response, limit)
+                finally:
+                    response.release()  # closes the connection where the body was not read to its end
         except HTTP_ERRORS as error:
             if isinstance(error, (aiohttp.ClientConnectorError, asyncio.TimeoutError)):
                 self._names.doubt(host)
@@ -132,11 +131,14 @@ class HttpClient:
         coding = find_coding(response.headers.get("Content-Encoding"))
         # A length is a promise only where the body comes as it is; otherwise it grows while it is read.
         is_exact = length is not None and not coding and "Transfer-Encoding" not in response.headers
-        grant = await self._budget.acquire(length if is_exact and length else min(FIRST_GUESS_BYTES, max_bytes))
+        wanted = length if is_exact and length else min(FIRST_GUESS_BYTES, max_bytes)
+        grant = self._budget.try_acquire(wanted)
+        if grant is None:
+            with limit.stopped():
+                grant = await self._budget.acquire(wanted)
         try:
             if is_exact:
-                with limit:
-                    data = await response.content.read()
+                data = await response.content.read()
             else:
                 data = await self._read_unknown(response.content, coding, grant, limit)
             if not data:
@@ -154,8 +156,7 @@ class HttpClient:
         inflater = Inflater(coding) if coding else None
         num_received = num_bytes = 0
         while True:
-            with limit:
-                piece = await content.readany()
+            piece = await content.readany()
             if not piece:
                 break
             num_received += len(piece)
@@ -169,7 +170,8 @@ class HttpClient:
                     raise too_large(f"more than {max_bytes:,}", max_bytes)
                 if num_bytes > grant.num_bytes:
                     wanted = min(max(num_bytes, 2 * grant.num_bytes), max_bytes)
-                    await self._budget.grow(grant, wanted - grant.num_bytes)
+                    with limit.stopped():
+                        await self._budget.grow(grant, wanted - grant.num_bytes)
                 if inflater is None:
                     break
                 await asyncio.sleep(0)  # others have their turn
@@ -242,8 +244,8 @@ def parse_url(address: str) -> URL:
     address = address.strip()
     try:
         is_encoded = _PRINTABLE_ASCII.fullmatch(address) is not None
-        scheme = urlsplit(address).scheme
-        url = URL(scheme + address[len(scheme) :], encoded=is_encoded)
+        scheme, colon, rest = address.partition(":")
+        url = URL(f"{scheme.lower()}{colon}{rest}", encoded=is_encoded)
         usable = url.scheme in ("http", "https") and bool(url.raw_host) and url.port is not None
     except _NO_URL as error:
         raise AttemptFailed("bad_url", f"not a usable URL ({error})") from error

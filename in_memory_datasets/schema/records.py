@@ -97,11 +97,17 @@ def host_of(url: str) -> str:
         >>> host_of("https://***@images.example:8080/a.jpg"), host_of("/data/a.jpg")
         ('images.example', '')
     """
+    if plain := _PLAIN_HOST.match(url):
+        return plain[1]
     try:
         parts = urlsplit(url)
         return parts.hostname or "" if parts.scheme in ("http", "https") else ""
     except ValueError:
         return ""
+
+
+# Most have one like this, and taking every URL apart is a good part of what a loaded one costs.
+_PLAIN_HOST = re.compile(r"https?://([a-z0-9.-]+)(?::[0-9]*)?(?:[/?#]|\Z)")
 
 
 # Schemes of fsspec that lead, or can be made to lead, to files or memory of this machine.
@@ -141,6 +147,7 @@ def names_this_machine(url: str) -> bool:
 # Whatever stands before the "//", and whatever a user is written with: not all readers of URLs agree on what a scheme
 # is, nor on which spaces end an address. In a sentence this may hide words that stand between an address and an "@".
 _USER = re.compile(r"(://)[^/?#]*@")
+_MAY_BE_SECRET = re.compile(r"[@?&;]")
 _SECRET_FIELD = re.compile(
     r"(?i)([?&;](?:[^=&;]*(?:signature|credential|token|secret|passw|api_?key|access_?key)[^=&;]*|sig|key|auth)=)[^&;#]*"
 )
@@ -155,6 +162,8 @@ def strip_credentials(url: str) -> str:
         >>> strip_credentials("zip://a.jpg::s3://me:secret@bucket/x.zip")
         'zip://a.jpg::s3://***@bucket/x.zip'
     """
+    if not _MAY_BE_SECRET.search(url):
+        return url
     try:
         parts = urlsplit(url)
         if "@" in parts.netloc:

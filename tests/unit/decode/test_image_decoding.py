@@ -381,7 +381,16 @@ def test_arrays_and_pictures_are_capped_too():
 
 
 def test_a_jpeg_of_thousands_of_scans_is_refused():
-    assert refused(encoded(Image.fromarray(scene()), "JPEG") + b"\xff\xda" * 1_000).reason == "corrupt"
+    progressive = encoded(Image.fromarray(scene()), "JPEG", progressive=True)
+    assert refused(progressive + b"\xff\xda" * 1_000).reason == "corrupt"
+
+
+def test_a_jpeg_that_has_all_in_its_first_scan_may_hold_what_looks_like_thousands():
+    """Such bytes lie in embedded previews; libjpeg reads one scan of these files, whatever follows."""
+    sequential = encoded(Image.fromarray(scene()), "JPEG")
+    comment = b"\xff\xfe\xff\xff" + b"\xff\xda" * 32_766 + b"."
+    looks_like_it = sequential[:2] + comment + sequential[2:]
+    np.testing.assert_array_equal(decode_image(looks_like_it, spec=SAME), decode_image(sequential, spec=SAME))
 
 
 def test_threads_agree_bit_for_bit():
