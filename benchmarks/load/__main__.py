@@ -90,8 +90,7 @@ def parse_options() -> tuple[argparse.Namespace, Plan]:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--slow-repeats", type=int, default=3, help="of parts that take long")
     parser.add_argument(
-        "--switch",
-        help="MODULE:NAME=NUMBER, what to set in the library so that worker processes load, for the part `processes`",
+        "--num-processes", type=int, default=max(2, num_cores()), help="for the part `processes`; default: one per core"
     )
     parser.add_argument("--quick", action="store_true", help="few samples, one repeat, few contestants: does it run?")
     parser.add_argument("--build", type=Path, default=_ROOT / "build", help="where inputs and environments are kept")
@@ -105,8 +104,8 @@ def parse_options() -> tuple[argparse.Namespace, Plan]:
         parser.error(f"no such parts: {', '.join(unknown)}; there are {', '.join(PARTS)}")
     if unknown := [key for key in contestants if key not in CONTESTANTS]:
         parser.error(f"no such contestants: {', '.join(unknown)}; there are {', '.join(CONTESTANTS)}")
-    if options.switch and not (options.switch.partition("=")[2].isdigit() and ":" in options.switch):
-        parser.error(f"--switch {options.switch}: expected MODULE:NAME=NUMBER")
+    if options.num_processes < 2:
+        parser.error(f"--num-processes {options.num_processes}: expected at least 2")
     plan = Plan(
         build=options.build,
         num_photos=options.num_photos,
@@ -117,7 +116,7 @@ def parse_options() -> tuple[argparse.Namespace, Plan]:
         repeats=options.repeats,
         slow_repeats=options.slow_repeats,
         contestants=contestants,
-        switch=options.switch,
+        num_processes=options.num_processes,
     )
     if options.quick:
         few = replace(plan, num_photos=32, num_small=64, num_clips=16, num_rows=2_000, repeats=1, slow_repeats=1)

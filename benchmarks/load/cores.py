@@ -28,7 +28,7 @@ def measure_interpreter(plan: Plan) -> Figures:
         raise RuntimeError(f"the method is wrong: a loop in Python {shares['spin']:.3f}, zlib {shares['sum_up']:.3f}")
     found: dict[str, list[Figures]] = {way: [] for way in _WAYS}
     for _ in range(plan.slow_repeats):
-        for way, figures in _take_turns(plan, None, num_threads=1).items():
+        for way, figures in _take_turns(plan, 1, num_threads=1).items():
             found[way].append(figures)
     return {
         "num_pictures": plan.num_photos,
@@ -42,18 +42,16 @@ def measure_interpreter(plan: Plan) -> Figures:
 
 def measure_processes(plan: Plan) -> Figures:
     """Measure what the process that asked spends itself where worker processes load."""
-    if plan.switch is None:
-        return {"note": "no way to have worker processes load on this machine was named (--switch)"}
     found: dict[str, list[Figures]] = {way: [] for way in _WAYS[1:]}
     for _ in range(plan.slow_repeats):
-        for way, figures in _take_turns(plan, plan.switch, num_threads=plan.num_threads).items():
+        for way, figures in _take_turns(plan, plan.num_processes, num_threads=plan.num_threads).items():
             if way in found:
                 found[way].append(figures)
     return {
         "num_pictures": plan.num_photos,
         "repeats": plan.slow_repeats,
         "latency_ms": 1e3 * WEB_LATENCY_SECONDS,
-        "switch": plan.switch,
+        "num_processes": plan.num_processes,
         "rows": [_row(way, found[way], "own_seconds") for way in found],
     }
 
@@ -77,12 +75,12 @@ def projection(row: Figures) -> list[tuple[int, float]]:
     return [(number, project(number, cpu_seconds=cpu, serial_seconds=serial)) for number in CORES]
 
 
-def _take_turns(plan: Plan, switch: str | None, num_threads: int) -> dict[str, Figures]:
+def _take_turns(plan: Plan, num_processes: int, num_threads: int) -> dict[str, Figures]:
     """Load once each way, every one in a fresh process; ways that need no server have none beside them."""
     task: dict[str, Any] = {"num_pictures": plan.num_photos, "build": str(plan.build.resolve())}
-    task |= {"num_threads": num_threads, "switch": switch, "task": "load"}
+    task |= {"num_threads": num_threads, "num_processes": num_processes, "task": "load"}
     turns = {way: _watch({**task, "source": way}) for way in ("bytes", "files")}
-    if switch is None:
+    if num_processes == 1:
         turns["decode"] = _watch({**task, "task": "decode"})
     pictures = make_pictures(plan.num_photos, plan.build)
     with serve(pictures.directory, latency_seconds=WEB_LATENCY_SECONDS) as server:

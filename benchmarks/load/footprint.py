@@ -28,7 +28,7 @@ def measure_memory(plan: Plan) -> Figures:
     """Follow the memory of a load, from a server and from files, at two numbers of requests under way."""
     pictures = make_pictures(plan.num_photos, plan.build)
     task: dict[str, Any] = {"task": "load", "num_pictures": len(pictures), "build": str(plan.build.resolve())}
-    task |= {"num_threads": plan.num_threads, "switch": None}
+    task |= {"num_threads": plan.num_threads, "num_processes": 1}
     found: dict[tuple[str, int], list[Figures]] = {}
     with serve(pictures.directory, latency_seconds=WEB_LATENCY_SECONDS) as server:
         urls = server.urls(pictures.directory, pictures.names)

@@ -20,8 +20,7 @@ class Plan:
         repeats: Of what takes seconds.
         slow_repeats: Of what takes longer.
         contestants: Keys of those to run side by side.
-        switch: "MODULE:NAME=VALUE", what to set in the library so that worker processes load; None where there is no
-            such thing, or it chooses them by itself.
+        num_processes: Worker processes that load where those are measured.
         versions: Of distributions that were met on the way.
     """
 
@@ -34,5 +33,5 @@ class Plan:
     repeats: int
     slow_repeats: int
     contestants: list[str]
-    switch: str | None = None
+    num_processes: int = 2
     versions: dict[str, str] = field(default_factory=dict)

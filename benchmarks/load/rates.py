@@ -122,53 +122,59 @@ def measure_web(plan: Plan) -> Figures:
 
 
 def measure_far(plan: Plan) -> Figures:
-    """Load from a server that is far away: small pictures that cost nothing to decode, and photographs."""
-    rows = []
-    # How many our options as they come let us have to one host.
-    connections = min(LOOPBACK.concurrency, LOOPBACK.per_host)
-    for what, number, side in (("small", plan.num_small, SMALL_SIDE), ("photos", plan.num_photos, SIDE)):
-        pictures = make_pictures(number, plan.build, small=what == "small")
-        bodies = pictures.read()
-        with serve(pictures.directory, latency_seconds=FAR_LATENCY_SECONDS) as server:
-            urls = server.urls(pictures.directory, pictures.names)
-            load = _ours(urls, pictures, plan, image_size=(side, side))
+    """Load from servers that are far away: small pictures that cost nothing to decode, and photographs.
 
-            def ours() -> Turn:
-                server.usage()
-                turn = load()  # noqa: B023
-                turn.found["connections"] = server.usage().most_connections
-                return turn
-
-            turns = alternate(
-                plan.slow_repeats,
-                {
-                    "ceiling": lambda: Turn(len(urls), drain(urls, connections)),  # noqa: B023
-                    "decode": _bare(bodies, pictures, plan, side=side),
-                    "ours": ours,
-                },
-                warm_up=False,
-            )
-        limits = [
-            min(pair, key=lambda turn: turn.per_s) for pair in zip(turns["ceiling"], turns["decode"], strict=True)
-        ]
-        rows.append(
-            {
-                "what": what,
-                "num_pictures": number,
-                "side": side,
-                "per_s": spread(turn.per_s for turn in turns["ours"]),
-                "ceiling_per_s": spread(turn.per_s for turn in turns["ceiling"]),
-                "decode_per_s": spread(turn.per_s for turn in turns["decode"]),
-                "to_limit": ratio(turns["ours"], limits),
-                "our_connections": max(turn.found["connections"] for turn in turns["ours"]),
-            }
-        )
+    One host gets as many connections as we let one have, so many hosts that all are used, all that we let all have.
+    """
+    many = max(1, LOOPBACK.concurrency // LOOPBACK.per_host)
+    rows = [
+        _measure_far(plan, what, number, side, num_hosts)
+        for what, number, side in (("small", plan.num_small, SMALL_SIDE), ("photos", plan.num_photos, SIDE))
+        for num_hosts in (1, many)
+    ]
     return {
         "latency_ms": 1e3 * FAR_LATENCY_SECONDS,
-        "connections": connections,
         "num_threads": plan.num_threads,
         "repeats": plan.slow_repeats,
         "rows": rows,
+    }
+
+
+def _measure_far(plan: Plan, what: str, number: int, side: int, num_hosts: int) -> Figures:
+    connections = min(LOOPBACK.concurrency, num_hosts * LOOPBACK.per_host)
+    pictures = make_pictures(number, plan.build, small=what == "small")
+    bodies = pictures.read()
+    with serve(pictures.directory, latency_seconds=FAR_LATENCY_SECONDS, num_hosts=num_hosts) as server:
+        urls = server.urls(pictures.directory, pictures.names)
+        load = _ours(urls, pictures, plan, image_size=(side, side))
+
+        def ours() -> Turn:
+            server.usage()
+            turn = load()
+            turn.found["connections"] = server.usage().most_connections
+            return turn
+
+        turns = alternate(
+            plan.slow_repeats,
+            {
+                "ceiling": lambda: Turn(len(urls), drain(urls, connections)),
+                "decode": _bare(bodies, pictures, plan, side=side),
+                "ours": ours,
+            },
+            warm_up=False,
+        )
+    limits = [min(pair, key=lambda turn: turn.per_s) for pair in zip(turns["ceiling"], turns["decode"], strict=True)]
+    return {
+        "what": what,
+        "num_pictures": number,
+        "side": side,
+        "num_hosts": num_hosts,
+        "connections": connections,
+        "per_s": spread(turn.per_s for turn in turns["ours"]),
+        "ceiling_per_s": spread(turn.per_s for turn in turns["ceiling"]),
+        "decode_per_s": spread(turn.per_s for turn in turns["decode"]),
+        "to_limit": ratio(turns["ours"], limits),
+        "our_connections": max(turn.found["connections"] for turn in turns["ours"]),
     }
 
 

@@ -2,6 +2,8 @@
 
     python -m benchmarks.load.server --latency 0.02 DIRECTORY ...   # prints its port; ends when its input does
 
+It answers on 127.0.0.1, and with `--hosts 4` also on 127.0.0.2 to 127.0.0.4, as hosts of their own.
+
 Bodies are read before it listens, whole answers are made of them, and an answer is one look-up, one timer and one
 write. `/DIRECTORY-NAME/FILE` is a file, whatever query follows; `/-/usage` tells what it did so far and what that cost.
 Only the standard library is imported.
@@ -100,11 +102,14 @@ class _Connection(asyncio.Protocol):
         self._timer = self._loop.call_later(site.latency_seconds, self._transport.write, answer)
 
 
-async def _serve(site: _Site) -> None:
+async def _serve(site: _Site, num_hosts: int) -> None:
     loop = asyncio.get_running_loop()
-    listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)  # which connections inherit
-    server = await loop.create_server(partial(_Connection, site, loop), sock=listener)
+    port, servers = 0, []
+    for number in range(1, num_hosts + 1):
+        listener = socket.create_server((f"127.0.0.{number}", port), backlog=4096)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)  # which connections inherit
+        port = listener.getsockname()[1]
+        servers.append(await loop.create_server(partial(_Connection, site, loop), sock=listener))
     over = asyncio.Event()
 
     def wait_for_the_end() -> None:
@@ -112,14 +117,16 @@ async def _serve(site: _Site) -> None:
         loop.call_soon_threadsafe(over.set)
 
     threading.Thread(target=wait_for_the_end, daemon=True).start()
-    print(listener.getsockname()[1], flush=True)
+    print(port, flush=True)
     await over.wait()
-    server.close()
+    for server in servers:
+        server.close()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--latency", type=float, required=True, help="seconds from a request to its answer")
+    parser.add_argument("--hosts", type=int, default=1, help="how many addresses it answers on")
     parser.add_argument("directories", nargs="*")
     options = parser.parse_args()
-    asyncio.run(_serve(_Site(options.directories, options.latency)))
+    asyncio.run(_serve(_Site(options.directories, options.latency), options.hosts))

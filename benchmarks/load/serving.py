@@ -40,13 +40,18 @@ class Server:
 
     Attributes:
         port: Where it answers, on 127.0.0.1.
+        num_hosts: On how many addresses from there on.
     """
 
     port: int
+    num_hosts: int = 1
 
     def urls(self, directory: Path, names: Sequence[str]) -> list[str]:
-        """Give the addresses of files of one of its directories."""
-        return [f"http://127.0.0.1:{self.port}/{directory.name}/{name}" for name in names]
+        """Give the addresses of files of one of its directories, from host to host in turns."""
+        return [
+            f"http://127.0.0.{1 + i % self.num_hosts}:{self.port}/{directory.name}/{name}"
+            for i, name in enumerate(names)
+        ]
 
     def usage(self) -> Usage:
         """Ask what it did so far."""
@@ -55,9 +60,10 @@ class Server:
 
 
 @contextmanager
-def serve(*directories: Path, latency_seconds: float) -> Iterator[Server]:
+def serve(*directories: Path, latency_seconds: float, num_hosts: int = 1) -> Iterator[Server]:
     """Serve the files of directories for as long as the block lasts."""
     command = [sys.executable, "-m", "benchmarks.load.server", "--latency", str(latency_seconds)]
+    command += ["--hosts", str(num_hosts)]
     with subprocess.Popen(
         [*command, *map(str, directories)],
         cwd=_ROOT,
@@ -72,7 +78,7 @@ def serve(*directories: Path, latency_seconds: float) -> Iterator[Server]:
         if not port:
             raise RuntimeError(f"the server did not start (exit status {process.wait()})")
         try:
-            yield Server(int(port))
+            yield Server(int(port), num_hosts)
         finally:
             process.stdin.close()
 

@@ -111,18 +111,19 @@ def far(figures: Record) -> Section:
     """Compare a load from far away with what its connections and its decoder let pass."""
     findings, cells = [], []
     for row in figures["rows"]:
-        what = f"{row['num_pictures']:,} {row['what']}, {row['side']}×{row['side']}"
+        what = f"{row['num_pictures']:,} {row['what']}, {row['side']}×{row['side']}, {count(row['num_hosts'], 'host')}"
         held = _hold(findings, FAR, what, row["to_limit"]["median"])
         speeds = [_spread(row[name], 0) for name in ("ceiling_per_s", "decode_per_s", "per_s")]
-        cells.append([what, *speeds, f"{row['our_connections']}", _spread(row["to_limit"]), *held])
+        connections = f"{row['our_connections']} of {row['connections']}"
+        cells.append([what, *speeds, connections, _spread(row["to_limit"]), *held])
     heads = ["", "server, a second", "decoder, a second", "ours, a second", "our connections", "of the lower (range)"]
     return Section(
         [
             f"### Far away, {figures['latency_ms']:.0f} ms",
             "",
             "Does a load hide how far away the server is? What the server lets pass is measured with a client that "
-            f"only reads, over {count(figures['connections'], 'connection')}, which is what our options let us open as "
-            "they come; what the decoder lets pass with the bare loop over the same bytes in memory, on "
+            "only reads, over as many connections as our options let us open as they come, to one host and to all; "
+            "what the decoder lets pass with the bare loop over the same bytes in memory, on "
             f"{count(figures['num_threads'], 'thread')}. A repeat is held to the lower of its two. "
             f"{count(figures['repeats'], 'repeat')}, in turn.",
             "",
@@ -247,9 +248,10 @@ def processes(figures: Record) -> Section:
             "### Many cores, worker processes",
             "",
             "Where worker processes load, each has an interpreter of its own, and what cores cannot share is the "
-            f"processor time of the process that asked. Measured on this machine (`{figures['switch']}`), over "
-            f"{figures['num_pictures']:,} pictures, over HTTP {figures['latency_ms']:.0f} ms away; the projection is "
-            f"made in the same way. {count(figures['repeats'], 'repeat')}.",
+            f"processor time of the process that asked. Measured with {figures['num_processes']} processes over "
+            f"{figures['num_pictures']:,} pictures, over HTTP {figures['latency_ms']:.0f} ms away; what starting them "
+            "takes is not counted, and is why only large loads on many cores do it. The projection is made in the same "
+            f"way. {count(figures['repeats'], 'repeat')}.",
             "",
             *table(["", *_CORES_HEADS[:2], "asking process, CPU ms each", *_CORES_HEADS[2:]], cells),
         ]
@@ -316,9 +318,11 @@ def training(figures: Record) -> Section:
     if "note" in figures:
         return _left_out("### Training while it loads", figures)
     findings: list[Finding] = []
-    held = _hold(findings, TRAINING, "load and epochs together", figures["to_bound"]["median"])
-    times = [_spread(figures[name], 2) for name in ("load_seconds", "compute_seconds", "total_seconds")]
-    bound = [_spread(figures["bound_seconds"], 2), _spread(figures["to_bound"])]
+    cells = []
+    for row in figures["rows"]:
+        held = _hold(findings, TRAINING, f"compute of {row['share']:g} × the load", row["to_bound"]["median"])
+        times = [_spread(row[name], 2) for name in ("load_seconds", "compute_seconds", "total_seconds")]
+        cells.append([f"{row['share']:g} ×", *times, _spread(row["bound_seconds"], 2), _spread(row["to_bound"]), *held])
     epochs = f"{figures['num_epochs']} epochs of compute, s"
     return Section(
         [
@@ -326,12 +330,23 @@ def training(figures: Record) -> Section:
             "",
             f"{figures['num_pictures']:,} pictures from the quickstart's server, {figures['latency_ms']:.0f} ms away, "
             f"with `wait=False`; {figures['num_epochs']} epochs in batches of {figures['batch_size']}, each with a "
-            "`time.sleep` for what a GPU would compute, as long in all as the load takes alone. The bound is 1.1 times "
-            f"the longer of the two, and one epoch's compute. {count(figures['repeats'], 'repeat')}.",
+            "`time.sleep` for what a GPU would compute, so many times as long in all as the load takes alone. The "
+            "bound is 1.1 times the longer of the two, and one epoch's compute. Since the first epoch ends no sooner "
+            "than the load and the others come after it, compute as long as the load cannot be within the bound, and "
+            f"twice as long just can. {count(figures['repeats'], 'repeat')}.",
             "",
             *table(
-                ["load alone, s", epochs, "both at once, s", "bound, s", "of the bound", "target", ""],
-                [[*times, *bound, *held]],
+                [
+                    "compute",
+                    "load alone, s",
+                    epochs,
+                    "both at once, s",
+                    "bound, s",
+                    "of the bound",
+                    "target",
+                    "",
+                ],
+                cells,
                 num_text=0,
             ),
         ],
