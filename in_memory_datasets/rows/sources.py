@@ -18,8 +18,6 @@ from in_memory_datasets.errors import SampleError
 from in_memory_datasets.rows.missing import is_missing
 from in_memory_datasets.schema import Source, strip_credentials
 
-# What begins like a URL. One letter alone is a drive.
-
 # Addresses as nearly all are, of which a split would say nothing new; group 1 is the file's name.
 _PLAIN_URL = re.compile(
     r"https?://[A-Za-z0-9.-]+(?::[0-9]+)?(?:/(?:[!\"$-.0->@-~]*/)*([!\"$-.0->@-~]*))?(?:[?#][!-~]*)?"
