@@ -136,6 +136,7 @@ def test_training_learns_the_pictures(trained: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.campaign
 def test_two_processes_learn_what_one_does(trained: Path, tmp_path: Path) -> None:
     """Under torchrun two processes take the same steps on one copy of the data, and one of them speaks."""
     said = run(

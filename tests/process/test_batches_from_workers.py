@@ -23,7 +23,7 @@ from in_memory_datasets import (
 from in_memory_datasets.training.ring import shared_ring
 from tests.process.scripts import array_rows
 
-METHODS = ["fork", "spawn", "forkserver"]
+METHODS = ["fork", *(pytest.param(name, marks=pytest.mark.campaign) for name in ("spawn", "forkserver"))]
 SIZE = 224  # a batch of eight is then over a megabyte, and is gathered in the ring
 
 

@@ -31,9 +31,9 @@ from tests.process.memory_of import (
     wait_until_gone,
 )
 
-pytestmark = needs_proc
+pytestmark = [needs_proc, pytest.mark.campaign]
 
-METHODS = ["fork", *(pytest.param(name, marks=pytest.mark.campaign) for name in ("spawn", "forkserver"))]
+METHODS = ["fork", "spawn", "forkserver"]
 SLACK = 0.05  # of the payload: bookkeeping, and what the builder's allocator keeps of the load
 # glibc's own threshold, but one that stays: where it adapts, chance leaves each process some megabytes more or less.
 STEADY = {"MALLOC_MMAP_THRESHOLD_": "131072"}
