@@ -75,9 +75,8 @@ class Outcomes:
         if len(self._items) >= self._num_wanted or isinstance(item, BaseException):
             self._are_enough.set()
 
-    def is_empty(self) -> bool:
-        """Tell whether there is nothing to take."""
-        return not self._items
+    def __len__(self) -> int:
+        return len(self._items)
 
     def take(self, num_wanted: int = 1) -> list[Outcome | BaseException]:
         """Take all there are; wait for so many before, but not for long once there is one."""
@@ -134,7 +133,7 @@ def run(
 
     def outcomes(num_wanted: int) -> Iterator[Outcome]:
         nonlocal num_under_way
-        if done.is_empty():
+        if len(done) < num_wanted:
             workshop.flush()
         for outcome in done.take(num_wanted):
             if isinstance(outcome, BaseException):
@@ -153,7 +152,7 @@ def run(
                 yield Outcome(row.index, failure=_failure(row, error))
                 continue
             limit = max_inline if row.source.kind in ("bytes", "object") else max_fetching
-            while num_under_way >= limit or not done.is_empty():
+            while num_under_way >= limit or done:
                 yield from outcomes(max(1, int(_PART_WAITED_FOR * limit)) if num_under_way >= limit else 1)
             workshop.begin(row)
             num_under_way += 1

@@ -78,8 +78,6 @@ def attach_or_build(
                 hold = lock.acquire(timeout=_LOOK_SECONDS)
         except Timeout:
             on_waiting(num_journaled(entry))
-        except NotImplementedError as error:
-            raise StoreError(f"{cache_dir} cannot be locked ({error}): take a cache_dir on a local disk") from error
     with hold:
         if not _holds(lock.lock_file):
             raise StoreError(f"{cache_dir} lies on a file system whose locks lock nobody out: {_LOCAL_DISK}")
@@ -178,7 +176,7 @@ def _mounts_of(path: Path, mountinfo: str) -> list[tuple[int, str, str, str]]:
 def _tidy(entry: Path) -> None:
     """Remove what was left by a builder that was ended when its store was complete already."""
     # Who holds the lock is at work; and it may lie where nothing is ours to write, or where there are no locks.
-    with suppress(Timeout, OSError, NotImplementedError):
+    with suppress(Timeout, OSError):
         if any(is_work(path.name) for path in entry.iterdir()):
             with locked(entry).acquire(timeout=0):
                 remove_work(entry)

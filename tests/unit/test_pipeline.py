@@ -21,7 +21,7 @@ def test_all_that_came_are_taken_in_their_order() -> None:
     for item in items:
         outcomes.put(item)
     assert outcomes.take(2) == items
-    assert outcomes.is_empty()
+    assert not outcomes
 
 
 def test_fewer_than_were_waited_for_are_not_held_back() -> None:
@@ -59,4 +59,4 @@ def test_none_is_lost_or_taken_twice_however_many_threads_put_them() -> None:
     assert sorted(taken) == list(range(num_threads * num_each))
     for thread in threads:
         thread.join()
-    assert outcomes.is_empty()
+    assert not outcomes

@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, as_completed
+from concurrent.futures import TimeoutError as FutureTimeoutError
 
 import pytest
 
@@ -88,7 +89,8 @@ def test_what_is_not_released_holds_the_next_body_back(server: HostileServer, ma
     # Fits beside the first, and is asked for after the second: first come, first served.
     third = fetcher.submit(Source("url", server.url("/slow-body")))
     server.wait_for_stalls(1)
-    assert not second.done()
+    with pytest.raises(FutureTimeoutError):
+        second.result(0.6)
     assert not third.done()
     first.release()
     first.release()
@@ -97,6 +99,19 @@ def test_what_is_not_released_holds_the_next_body_back(server: HostileServer, ma
     error = third.exception(10)
     assert isinstance(error, FetchError)
     assert error.reason == "timeout"
+
+
+def test_a_body_that_turns_out_longer_waits_for_memory_without_its_time_running(
+    server: HostileServer, make_fetcher: MakeFetcher
+) -> None:
+    fetcher = make_fetcher(max_buffered_bytes=2 * MIB, timeout=0.3)
+    first = fetcher.fetch(Source("url", server.url("/ok/1000000")))
+    second = fetcher.submit(Source("url", server.url("/chunked/1500000/50000")))
+    with pytest.raises(FutureTimeoutError):
+        second.result(0.6)
+    first.release()
+    assert second.result(10).num_bytes == 1_500_000
+    second.result().release()
 
 
 def test_a_body_larger_than_the_budget_comes_alone(server: HostileServer, make_fetcher: MakeFetcher) -> None:

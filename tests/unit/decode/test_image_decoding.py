@@ -383,6 +383,10 @@ def test_arrays_and_pictures_are_capped_too():
 def test_a_jpeg_of_thousands_of_scans_is_refused():
     progressive = encoded(Image.fromarray(scene()), "JPEG", progressive=True)
     assert refused(progressive + b"\xff\xda" * 1_000).reason == "corrupt"
+    sequential = encoded(Image.fromarray(scene()), "JPEG")
+    one_colour_at_a_time = sequential.replace(b"\xff\xda\x00\x0c\x03", b"\xff\xda\x00\x0c\x01")
+    assert one_colour_at_a_time != sequential
+    assert "more than 500 scans" in str(refused(one_colour_at_a_time + b"\xff\xda" * 1_000))
 
 
 def test_a_jpeg_that_has_all_in_its_first_scan_may_hold_what_looks_like_thousands():
