@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,27 @@ def test_the_watch_speaks_once_when_hardly_any_memory_is_left(tmp_path: Path) ->
         (root / "proc/meminfo").write_text("MemAvailable: 1024 kB\n")
         assert heard.wait(30)
     assert said == [(2**20, "machine")]
+
+
+def test_the_watch_looks_seldom_while_there_is_plenty_and_misses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    free, num_looks, heard = 10**12, 0, threading.Event()
+    looked_often = threading.Event()
+
+    def free_memory(*_: object) -> tuple[int, str]:
+        nonlocal num_looks
+        num_looks += 1
+        if free < 10**12 and num_looks >= 8:
+            looked_often.set()
+        return free, "machine"
+
+    monkeypatch.setattr("in_memory_datasets.memory.free_memory", free_memory)
+    with MemoryWatch(lambda *_: heard.set(), floor_bytes=10**8):
+        time.sleep(0.7)
+        assert num_looks <= 2
+        free = 10**9
+        assert looked_often.wait(30)
+        free = 10**7
+        assert heard.wait(30)
 
 
 def test_a_load_that_runs_out_of_memory_ends_in_order_and_goes_on_later(
