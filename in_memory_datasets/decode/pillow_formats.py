@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Callable
 from typing import Any
 
 from in_memory_datasets.errors import DecodeError
@@ -46,8 +47,7 @@ def open_picture(data: bytes, *, max_pixels: int) -> Any:
     recognised = ""
     for name in FORMATS:
         factory, accept = Image.OPEN.get(name, (None, None))  # Pillow may have been built without AVIF
-        accepted = factory is not None and (accept is None or accept(data[:16]))
-        if not accepted or isinstance(accepted, str):  # text says which library this build of Pillow lacks
+        if factory is None or not _accepts(accept, data[:16]):
             continue
         if name == "ICO":
             return _open_icon(data, max_pixels=max_pixels)
@@ -65,6 +65,14 @@ def open_picture(data: bytes, *, max_pixels: int) -> Any:
     if recognised:
         raise DecodeError(f"it begins like {recognised}, and its header cannot be read", reason="corrupt")
     raise DecodeError(f"no picture format begins with {data[:16]!r}", reason="not_media")
+
+
+def _accepts(accept: Callable[[bytes], Any] | None, start: bytes) -> bool:
+    try:
+        accepted = accept is None or accept(start)
+    except (IndexError, struct.error):  # there are fewer bytes than it looks at
+        return False
+    return bool(accepted) and not isinstance(accepted, str)  # text says which library this build of Pillow lacks
 
 
 def open_jpeg(data: bytes) -> Any:

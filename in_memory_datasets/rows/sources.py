@@ -18,6 +18,9 @@ from in_memory_datasets.errors import SampleError
 from in_memory_datasets.rows.missing import is_missing
 from in_memory_datasets.schema import Source, strip_credentials
 
+# What stands in pages where others have the address of a picture.
+_FOR_BROWSERS = frozenset({"about", "blob", "javascript", "mailto"})
+
 # Addresses as nearly all are, of which a split would say nothing new; group 1 is the file's name.
 _PLAIN_URL = re.compile(
     r"https?://[A-Za-z0-9.-]+(?::[0-9]+)?(?:/(?:[!\"$-.0->@-~]*/)*([!\"$-.0->@-~]*))?(?:[?#][!-~]*)?"
@@ -74,6 +77,8 @@ def _from_text(text: str) -> Source | None:
         return Source("url", text, _name_of_url(text))
     if scheme == "data":
         return _from_data_url(text)
+    if scheme in _FOR_BROWSERS and ":" in text:
+        raise SampleError(f"{strip_credentials(text)!r:.200} is no URL of a kind that can be fetched", reason="bad_url")
     if scheme in ("file", "local") and "://" not in text and ":" in text:  # file:/path is one as well
         text = f"{scheme}://{text[len(scheme) + 1 :]}"
     if text.startswith("//"):

@@ -44,6 +44,7 @@ print(json.dumps({"wrong": wrong, "forms": forms, "num_refused": num_refused}))
 """
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("folder", ["images", "nasty_images"])
 def test_every_picture_is_served_as_if_it_lay_decoded(corpora: Path, folder: str) -> None:
     """Both forms have the same pixels; what cannot be decoded is kept in neither."""

@@ -208,8 +208,8 @@ IMAGES: dict[str, Case] = {
     "a URL of a file, in capitals": ("FILE:///etc/hostname", "local_file"),
     "a URL of memory": ("memory://a.jpg", "local_file"),
     "a URL of an archive here": ("zip://a.jpg::/data/x.zip", "local_file"),
-    "a path among URLs": ("/etc/hostname", "local_file"),
-    "a link without its front": ("images/cat.jpg", "local_file"),
+    "a path among URLs": ("/etc/hostname", "not_media"),
+    "a link without its front": ("images/cat.jpg", "not_found"),
     "nothing": ("", "empty"),
     # Those who would rather not.
     "noai": (header("X-Robots-Tag: noai"), "opt_out"),
@@ -225,7 +225,8 @@ CLIPS: dict[str, Case] = {
     "an empty body": (at("/empty"), "empty"),
     "an endless body": (at("/endless"), "too_large"),
     "404": (at("/status/404"), "http_404"),
-    "a path among URLs": ("/etc/hostname", "local_file"),
+    "a path among URLs": ("/etc/hostname", "not_media"),
+    "a URL of a file": ("file:///etc/hostname", "local_file"),
 }
 # As far as it was told to be one, it is half a picture; what follows may reach the client with it, or not yet.
 REASONS_OF_CUT = {"truncated", "corrupt", "bad_response"}

@@ -309,6 +309,8 @@ def test_the_result_never_shares_memory_with_the_object():
         (np.zeros((0, 4, 3), np.uint8), "empty"),
         (b"<!DOCTYPE html><html><body>404</body></html>", "not_media"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not_media"),
+        (b"vm\n", "not_media"),
+        (b"v", "not_media"),
         (b"\0\0\0\x18ftypheic" + bytes(100), "not_media"),
         (object(), "not_media"),
         ("a string", "not_media"),

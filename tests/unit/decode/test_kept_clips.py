@@ -193,6 +193,7 @@ print(num_refused, most_kib // 1024)
 """
 
 
+@pytest.mark.campaign
 def test_four_thousand_damaged_clips_are_refused_or_have_the_right_length() -> None:
     """In a process of its own, which a crash would end; in little memory, whatever a header promises."""
     done = subprocess.run([sys.executable, "-c", FUZZ], capture_output=True, text=True, check=False, timeout=150)

@@ -268,6 +268,7 @@ print(num_refused)
 """
 
 
+@pytest.mark.campaign
 def test_eight_thousand_damaged_pictures_are_refused_or_have_the_right_shape() -> None:
     """JPEG, progressive and as it is recompressed, PNG and PPM; in a process of its own, which a crash would end."""
     done = subprocess.run([sys.executable, "-c", FUZZ], capture_output=True, text=True, check=False, timeout=150)

@@ -51,6 +51,15 @@ def test_a_path_is_one_whatever_stands_beside_it(make: Any) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "value", ["javascript:alert(1)", "JavaScript:alert(1)", "mailto:me@a.example", "about:blank", "blob:https://a/b-c"]
+)
+def test_what_only_browsers_read_is_no_path(value: str) -> None:
+    error = sources(open_column(as_list, [value]))[0]
+    assert (error.stage, error.reason) == ("row", "bad_url")
+    assert "no URL of a kind that can be fetched" in str(error)
+
+
 @pytest.mark.parametrize("text", ["file:/etc/hostname", "FILE:/etc/hostname", "local:/etc/hostname"])
 def test_a_file_url_in_short_is_one(text: str) -> None:
     source = source_from_value(text)
