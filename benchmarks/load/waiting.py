@@ -12,14 +12,15 @@ from benchmarks.load.figures import Figures, spread
 from benchmarks.load.ours import load_pictures
 from benchmarks.load.plan import Plan
 from demo.server import serve_demo
-from in_memory_datasets import InMemoryImageTextDataset, collate_in_memory_images
+from in_memory_datasets import EpochSampler, InMemoryImageTextDataset, collate_in_memory_images
 
 _LATENCY_SECONDS = 0.06
 _NUM_EPOCHS = 5
 _BATCH_SIZE = 32
-# How long all epochs compute, to how long the load takes. The first epoch ends no sooner than the load and the others
+# Who says in which order samples are wanted, `EpochSampler` beforehand and the DataLoader's own by asking; and how long
+# all epochs compute, to how long the load takes. The first epoch ends no sooner than the load and the others
 # follow it, so that at equal lengths no order of things reaches the bound, at twice the length the best one just does.
-_COMPUTE_SHARES = (1.0, 2.0, 4.0)
+_CASES = (("EpochSampler", 1.0), ("EpochSampler", 2.0), ("EpochSampler", 4.0), ("shuffle=True", 4.0))
 
 
 def measure_training(plan: Plan) -> Figures:
@@ -29,11 +30,11 @@ def measure_training(plan: Plan) -> Figures:
     with serve_demo(latency_seconds=_LATENCY_SECONDS) as server:
         rows = server.image_rows(plan.num_photos)
         load_pictures(rows, num_threads=plan.num_threads).close()  # the server draws its pictures once
-        turns: dict[float, list[Figures]] = {share: [] for share in _COMPUTE_SHARES}
+        turns: dict[tuple[str, float], list[Figures]] = {case: [] for case in _CASES}
         for _ in range(plan.slow_repeats):
-            for share in _COMPUTE_SHARES:
-                turns[share].append(_take_turn(rows, plan, share))
-                print(f"  {share}: {turns[share][-1]}", flush=True)
+            for case in _CASES:
+                turns[case].append(_take_turn(rows, plan, *case))
+                print(f"  {case}: {turns[case][-1]}", flush=True)
     return {
         "num_pictures": len(rows),
         "num_epochs": _NUM_EPOCHS,
@@ -41,13 +42,13 @@ def measure_training(plan: Plan) -> Figures:
         "latency_ms": 1e3 * _LATENCY_SECONDS,
         "repeats": plan.slow_repeats,
         "rows": [
-            {"share": share, **{name: spread(turn[name] for turn in some) for name in some[0]}}
-            for share, some in turns.items()
+            {"sampler": sampler, "share": share, **{name: spread(turn[name] for turn in some) for name in some[0]}}
+            for (sampler, share), some in turns.items()
         ],
     }
 
 
-def _take_turn(rows: Any, plan: Plan, share: float) -> Figures:
+def _take_turn(rows: Any, plan: Plan, sampler: str, share: float) -> Figures:
     started = time.perf_counter()
     load_pictures(rows, num_threads=plan.num_threads).close()
     load = time.perf_counter() - started
@@ -57,8 +58,13 @@ def _take_turn(rows: Any, plan: Plan, share: float) -> Figures:
     started = time.perf_counter()
     with load_pictures(rows, num_threads=plan.num_threads, wait=False) as dataset:
         num_seen = 0
-        for _ in range(_NUM_EPOCHS):
-            loader = DataLoader(dataset, _BATCH_SIZE, shuffle=True, collate_fn=collate_in_memory_images)
+        epochs = EpochSampler(dataset) if sampler == "EpochSampler" else None
+        for epoch in range(_NUM_EPOCHS):
+            if epochs is not None:
+                epochs.set_epoch(epoch)
+            loader = DataLoader(
+                dataset, _BATCH_SIZE, shuffle=epochs is None, sampler=epochs, collate_fn=collate_in_memory_images
+            )
             for batch in loader:
                 num_seen += int(batch["valid"].sum())
                 time.sleep(step)  # what a GPU computes meanwhile, of which this machine has none

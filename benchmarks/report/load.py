@@ -320,9 +320,11 @@ def training(figures: Record) -> Section:
     findings: list[Finding] = []
     cells = []
     for row in figures["rows"]:
-        held = _hold(findings, TRAINING, f"compute of {row['share']:g} × the load", row["to_bound"]["median"])
+        what = f"{row['sampler']}, compute of {row['share']:g} × the load"
+        held = _hold(findings, TRAINING, what, row["to_bound"]["median"])
         times = [_spread(row[name], 2) for name in ("load_seconds", "compute_seconds", "total_seconds")]
-        cells.append([f"{row['share']:g} ×", *times, _spread(row["bound_seconds"], 2), _spread(row["to_bound"]), *held])
+        case = f"`{row['sampler']}`", f"{row['share']:g} ×"
+        cells.append([*case, *times, _spread(row["bound_seconds"], 2), _spread(row["to_bound"]), *held])
     epochs = f"{figures['num_epochs']} epochs of compute, s"
     return Section(
         [
@@ -333,10 +335,12 @@ def training(figures: Record) -> Section:
             "`time.sleep` for what a GPU would compute, so many times as long in all as the load takes alone. The "
             "bound is 1.1 times the longer of the two, and one epoch's compute. Since the first epoch ends no sooner "
             "than the load and the others come after it, compute as long as the load cannot be within the bound, and "
-            f"twice as long just can. {count(figures['repeats'], 'repeat')}.",
+            "twice as long just can. `EpochSampler` tells beforehand in which order samples will be wanted; of "
+            f"`shuffle=True` the dataset hears only when they are. {count(figures['repeats'], 'repeat')}.",
             "",
             *table(
                 [
+                    "sampler",
                     "compute",
                     "load alone, s",
                     epochs,
@@ -347,7 +351,7 @@ def training(figures: Record) -> Section:
                     "",
                 ],
                 cells,
-                num_text=0,
+                num_text=1,
             ),
         ],
         findings,

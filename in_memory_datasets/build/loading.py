@@ -247,7 +247,8 @@ def _build(
                 writer.loaded(outcome.slot, outcome.placed)
                 if writer.num_bytes > room and not may_overflow and not reader.takes_what_fits:
                     raise _full(request, expected, writer)
-            bar.set_postfix_str(f"{num_failed} failed, {format_bytes(tally.bytes_fetched)}", refresh=False)
+            if not bar.disable:
+                bar.set_postfix_str(f"{num_failed} failed, {format_bytes(tally.bytes_fetched)}", refresh=False)
             bar.update()
         effort = tally.effort()
         is_exact = most is not None and writer.num_unique == writer.num_rows

@@ -33,7 +33,7 @@ from in_memory_datasets.store import Placed
 # Enough that no thread runs dry while one that reads rows or waits for the network has its turn.
 _MAX_INLINE_PER_THREAD, _MAX_FETCHED_PER_THREAD = 8, 16
 # Of the rows under way, so many are waited for at once, and so long: to be woken for each costs as much as its books.
-_PART_WAITED_FOR, _LONGEST_WAIT_SECONDS = 1 / 4, 0.02
+_PART_WAITED_FOR, _LONGEST_WAIT_SECONDS = 1 / 2, 0.02
 
 
 @dataclass(slots=True)

@@ -44,6 +44,7 @@ _SCHEMA = pa.schema(
 )
 _SCHEMA_OF_REPEATS = _SCHEMA.append(pa.field("sample", pa.int64()))
 _TEXT = ["captions", "source"]
+_NUM_PACKED_AT_ONCE = 1024  # rows whose text is made into an Arrow batch: of 32 at a time each costs ten times as much
 
 
 @dataclass(slots=True)
@@ -58,6 +59,8 @@ class TableWriter:
     """
 
     _chunks: list[Any] = field(default_factory=list)  # record batches of captions and source
+    _captions: list[tuple[str, ...]] = field(default_factory=list)  # of rows that are in none yet, as what follows
+    _sources: list[str] = field(default_factory=list)
     samples: array[int] | None = None
     status: array[int] = field(default_factory=lambda: array("B"))
     stage: array[int] = field(default_factory=lambda: array("b"))
@@ -100,11 +103,10 @@ class TableWriter:
             numbers: The number of each row's sample, int64: that of a sample which is there, or the next one. None
                 where every row has a sample of its own.
         """
-        captions = [row.captions for row in rows]
-        sources = [_storable(row.source.label) if row.source else "" for row in rows]
-        self._chunks.append(
-            pa.record_batch([captions, sources], schema=pa.schema([_SCHEMA.field(name) for name in _TEXT]))
-        )
+        self._captions += [row.captions for row in rows]
+        self._sources += [_storable(row.source.label) if row.source else "" for row in rows]
+        if len(self._sources) >= _NUM_PACKED_AT_ONCE:
+            self._pack_text()
         before = self.num_unique
         own = np.arange(before, before + len(rows))
         if numbers is None:
@@ -116,6 +118,11 @@ class TableWriter:
             self.samples.frombytes(numbers.tobytes())
         for column in self._columns:
             column.extend([0] * num_new)
+
+    def _pack_text(self) -> None:
+        schema = pa.schema([_SCHEMA.field(name) for name in _TEXT])
+        self._chunks.append(pa.record_batch([self._captions, self._sources], schema=schema))
+        self._captions, self._sources = [], []
 
     @property
     def _columns(self) -> tuple[array[int], ...]:
@@ -145,6 +152,7 @@ class TableWriter:
 
     def truncate(self, num_rows: int) -> None:
         """Forget all rows but the first, and the samples that none of these has."""
+        self._pack_text()
         kept, left = [], num_rows
         for chunk in self._chunks:
             kept.append(chunk.slice(0, left))
@@ -162,6 +170,7 @@ class TableWriter:
 
     def to_buffer(self) -> Any:
         """Write the table as an Arrow IPC file into one buffer."""
+        self._pack_text()
         schema = _SCHEMA if self.samples is None else _SCHEMA_OF_REPEATS
         numbers = None if self.samples is None else np.frombuffer(self.samples, np.int64)
 
@@ -182,8 +191,7 @@ class TableWriter:
         if numbers is not None:
             columns["sample"] = pa.array(numbers)
         for name in _TEXT:
-            chunks = [chunk.column(name) for chunk in self._chunks]
-            columns[name] = pa.concat_arrays(chunks) if chunks else pa.array([], _SCHEMA.field(name).type)
+            columns[name] = pa.concat_arrays([chunk.column(name) for chunk in self._chunks])
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, schema) as file:
             file.write_batch(pa.record_batch([columns[name] for name in schema.names], schema=schema))

@@ -155,6 +155,7 @@ def made_up() -> dict[str, Any]:
             "repeats": 3,
             "rows": [
                 {
+                    "sampler": sampler,
                     "share": share,
                     "load_seconds": some(5),
                     "compute_seconds": some(5 * share),
@@ -162,7 +163,7 @@ def made_up() -> dict[str, Any]:
                     "bound_seconds": some(6.5 * share),
                     "to_bound": some(0.954),
                 }
-                for share in (1.0, 4.0)
+                for sampler, share in (("EpochSampler", 1.0), ("shuffle=True", 4.0))
             ],
         },
     }
@@ -204,7 +205,7 @@ def test_what_is_measured_of_loading_is_held_to_what_was_asked(tmp_path: Path, r
         "301.000 MB (a load from files, 512 at once)",
         "Loading a million URLs: plan and first request | ≤ 10 s | 2 of 2 met | 4.500 s (rows in memory)",
         "Loading a million URLs: memory until then | ≤ 500 MB | **1 of 2 met** | 600.000 MB (rows on disk)",
-        "Training while it loads: of the bound | ≤ 1 | 2 of 2 met | 0.954 (compute of 1 × the load)",
+        "Training while it loads: of the bound | ≤ 1 | 2 of 2 met | 0.954 (EpochSampler, compute of 1 × the load)",
     ]
     assert "- datasets.map, arrays: took more than 900 s" in text
 
