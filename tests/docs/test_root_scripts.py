@@ -23,6 +23,8 @@ from demo.scenes import draw_scene, render_scene
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.campaign
+
 
 def run(*command: str, home: Path) -> str:
     """Run a Python program as a user would, and give what it prints."""
@@ -136,7 +138,6 @@ def test_training_learns_the_pictures(trained: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.campaign
 def test_two_processes_learn_what_one_does(trained: Path, tmp_path: Path) -> None:
     """Under torchrun two processes take the same steps on one copy of the data, and one of them speaks."""
     said = run(

@@ -19,6 +19,8 @@ from tests.process.conftest import ROOT, MediaServer, Script, result_of, wait_fo
 MB = 10**6
 V1 = Path("/sys/fs/cgroup/memory")
 
+pytestmark = pytest.mark.campaign
+
 
 class Groups:
     """Two memory groups, `inner` within `outer`."""
