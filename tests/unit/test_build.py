@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from in_memory_datasets import (
     MemoryLimitError,
     StoreError,
 )
+from in_memory_datasets.schema import format_bytes
 
 
 def png(level: int) -> bytes:
@@ -64,6 +66,28 @@ def test_each_row_gets_its_own_sample_whatever_arrives_first(files: list[str]) -
         assert levels(dataset) == list(range(20))
         assert dataset[7]["caption"] == "row 7"
         assert dataset.report.num_ok == 20
+
+
+@pytest.mark.parametrize(("is_seen", "is_wanted"), [(True, True), (False, True), (True, False)])
+def test_a_bar_tells_what_is_loaded_and_what_failed_where_somebody_sees_it(
+    is_seen: bool,
+    is_wanted: bool,
+    files: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    num_bytes = sum(os.path.getsize(path) for path in files)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_seen)
+    rows = rows_of([*files, "/does/not/exist.png"])
+    InMemoryImageTextDataset(rows, image_size=SIZE, progress=is_wanted).close()
+    said = capsys.readouterr().err
+    if is_seen and is_wanted:
+        last = said.split("\r")[-1]
+        assert "Loading into memory: 100%" in last
+        assert "21/21 [" in last
+        assert f"1 failed, {format_bytes(num_bytes)}" in last
+    else:
+        assert said == ""
 
 
 def test_a_failure_becomes_a_grey_placeholder(files: list[str]) -> None:

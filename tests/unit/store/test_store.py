@@ -14,8 +14,10 @@ import xxhash
 from safetensors.numpy import load_file
 
 from in_memory_datasets.errors import StoreError
+from in_memory_datasets.schema import Row, Source
 from in_memory_datasets.store import Block, attach_or_build, locked, open_store, save_store
 from in_memory_datasets.store.layout import HEADER_BYTES, map_arrays, pack_header
+from in_memory_datasets.store.table import RowTable, TableWriter
 from tests.making import AUDIO_SPEC, IMAGE_SPEC, make_clips, make_images, make_store
 
 
@@ -217,3 +219,22 @@ def test_three_captions_of_three_rows_are_not_taken_for_one_each() -> None:
     with make_store(IMAGE_SPEC, make_images(3), captions=captions) as store:
         assert store.table.caption(np.arange(3)) == ["one", "", "three"]
         assert [store.table.captions(slot) for slot in range(3)] == [list(row) for row in captions]
+
+
+@pytest.mark.parametrize("num_kept", [2100, 2048, 1500, 1024, 20, 0])
+def test_rows_are_the_same_however_many_are_added_at_once_and_wherever_they_are_cut_off(num_kept: int) -> None:
+    rows = [Row(i, Source("path", f"{i}.jpg"), (f"a {i}", "b")[: i % 3]) for i in range(2100)]
+    buffers = []
+    for num_at_once in (32, 1000, 2100):
+        writer = TableWriter()
+        for start in range(0, len(rows), num_at_once):
+            writer.add(rows[start : start + num_at_once])
+        if num_at_once == 1000:  # they may be looked at before they are cut off
+            writer.to_buffer()
+        writer.truncate(num_kept)
+        buffers.append(writer.to_buffer().to_pybytes())
+    assert buffers[1:] == buffers[:1] * 2
+    table = RowTable(memoryview(buffers[0]))
+    assert table.num_rows == num_kept
+    for i in range(0, num_kept, 7):
+        assert (table.source(i), table.captions(i)) == (f"{i}.jpg", [f"a {i}", "b"][: i % 3])
