@@ -234,11 +234,12 @@ def answers() -> Iterator[bytes]:
 
 
 def manifests() -> Iterator[bytes]:
-    """Give manifests of pictures and clips, one of them in the first form."""
+    """Give manifests of pictures and clips, one of them in the first form, and JSON that is none."""
     yield make_manifest(ImageSpec((8, 6), "crop", ("jpeg", 90)), 3, {"rows": "0f", "places": "1e"})
     yield make_manifest(AudioSpec(16_000, 1.5, "int16"), 0, {})
     first = {"format": "in-memory-datasets", "version": 1, "modality": "audio", "num_samples": 2, "complete": True}
     yield json.dumps({**first, "spec": {"target_sr": 8000, "max_duration": 1.0, "dtype": "float32"}}).encode()
+    yield b"[0]"
 
 
 def arrays() -> Iterator[bytes]:

@@ -72,7 +72,9 @@ def _read_table(table: RowTable) -> None:
 def _signed(data: bytes) -> bytes:
     try:
         manifest: Any = json.loads(data)
+        if not isinstance(manifest, dict):
+            return data
         manifest.pop("checksum", None)
         return json.dumps({**manifest, "checksum": digest(json.dumps(manifest, sort_keys=True).encode())}).encode()
-    except (ValueError, AttributeError, RecursionError):
+    except (ValueError, RecursionError):
         return data
