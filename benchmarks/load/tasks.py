@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 import time
 import zlib
@@ -120,6 +121,7 @@ def _large(task: Told) -> Iterator[Told]:
     """Plan a large dataset and begin to load it, until somebody ends that."""
     from datasets import load_from_disk
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started this in the background
     rows = load_from_disk(task["directory"], keep_in_memory=task["in_memory"])
     few = [{"image_url": np.zeros((4, 4, 3), np.uint8), "caption": caption_of(0)}]
     load_pictures(few).close()
