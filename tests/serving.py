@@ -6,6 +6,7 @@ import contextlib
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -65,6 +66,14 @@ class LocalServer(ThreadingHTTPServer):
                 with contextlib.suppress(OSError):  # the client was first
                     connection.shutdown(socket.SHUT_RDWR)
         self.server_close()
+
+    def settle(self) -> None:
+        """Wait until all has been read that clients which have ended had sent; no other may be connected."""
+        with socket.create_connection(("127.0.0.1", self.server_port)) as last:
+            last.shutdown(socket.SHUT_WR)
+            assert last.recv(1) == b""  # connections are taken in the order they were made
+        while self._connections:
+            time.sleep(0.001)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:

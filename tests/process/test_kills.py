@@ -58,6 +58,7 @@ class Nursery:
         while "exit" not in answer:
             answer = self._read()
             said |= answer
+        self._server.settle()  # or its last requests would be counted with those of the next
         return said
 
     def _read(self) -> dict[str, Any]:
