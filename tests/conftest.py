@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.lacking import lacks
+
 ROOT = Path(__file__).parents[1]
 CORPORA = ROOT.parent / "shared" / "corpora"
 
@@ -70,10 +72,7 @@ def _is_stray(child: psutil.Process) -> bool:
 
 @pytest.fixture(scope="session")
 def corpora() -> Path:
-    """Give the directory of real photographs and clips; skip where it is missing, unless CI says it must be there."""
+    """Give the directory of real photographs and clips."""
     if not CORPORA.is_dir():
-        message = f"the corpora of real files are not at {CORPORA}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
+        lacks(f"the corpora of real files are not at {CORPORA}")
     return CORPORA

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.lacking import IN_CI
+
 ROOT = Path(__file__).parents[2]
 # Starting up takes three seconds here, and minutes where much else runs.
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(900)]
 # Where there are no wheels of it; in CI there are.
-needs_atheris = pytest.mark.skipif(
-    find_spec("atheris") is None and os.environ.get("CI") != "true", reason="atheris is not installed"
-)
+needs_atheris = pytest.mark.skipif(find_spec("atheris") is None and not IN_CI, reason="atheris is not installed")
 HIDE_ATHERIS = "import runpy, sys; sys.modules['atheris'] = None; runpy.run_module('tests.fuzz', run_name='__main__')"
 
 

@@ -18,6 +18,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+from tests.lacking import lacks
 from tests.serving import LocalServer, QuietHandler
 
 ROOT = Path(__file__).parents[2]
@@ -115,11 +116,11 @@ def script() -> Iterator[Script]:
 
 @pytest.fixture
 def unshare() -> list[str]:
-    """Give the command that starts a process whose mounts are its own; skip where that is not permitted."""
+    """Give the command that starts a process whose mounts are its own, where that is permitted."""
     command = ["env", "LC_ALL=C", "unshare", "-m" if os.geteuid() == 0 else "-rm"]
     attempt = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
     if attempt.returncode and "not permitted" in attempt.stderr:
-        pytest.skip(f"no mount namespace is to be had here: {attempt.stderr.strip()}")
+        lacks(f"no mount namespace is to be had here: {attempt.stderr.strip()}")
     assert attempt.returncode == 0, attempt.stderr
     return command
 

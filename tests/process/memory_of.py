@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.lacking import IN_CI
+
 MISSING = [
     name
     for name, there in (
@@ -23,9 +25,7 @@ MISSING = [
     if not there
 ]
 # macOS has neither, nor has every sandbox of Linux. Where CI runs they must be there, and these tests fail without.
-needs_proc = pytest.mark.skipif(
-    bool(MISSING) and os.environ.get("CI") != "true", reason=f"this machine has no {', '.join(MISSING)}"
-)
+needs_proc = pytest.mark.skipif(bool(MISSING) and not IN_CI, reason=f"this machine has no {', '.join(MISSING)}")
 
 
 def family_of(pid: int) -> list[int]:

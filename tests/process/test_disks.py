@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from in_memory_datasets import InMemoryImageTextDataset, StoreError
+from tests.lacking import lacks
 from tests.process.conftest import Script, result_of
 from tests.process.disks import KINDS
 
@@ -121,7 +122,7 @@ def test_a_file_system_that_lacks_something_says_so_and_what_is_saved_there_is_w
 ) -> None:
     """Nothing is built there that looks whole; files are saved there, and where they cannot be mapped, copied."""
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        pytest.skip("there is no /dev/fuse to mount a file system with")
+        lacks("there is no /dev/fuse to mount a file system with")
     options, directory, words = LACKING[lacking]
     arguments = {"place": str(place), "elsewhere": str(tmp_path), **options}
     found = result_of(script("strange", module="disks", wrapper=unshare, **arguments))

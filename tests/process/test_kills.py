@@ -10,8 +10,10 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,24 @@ SCENARIOS: dict[str, tuple[str, dict[str, Any]]] = {
     "clips encoded": ("wav", {"target_sr": 8000, "dtype": "int16", "storage": "encoded"}),
     "clips mixed": ("wav", {"target_sr": 8000, "dtype": "int16", "storage": "auto", "memory_limit": 1_000_000}),
 }
+
+
+@pytest.mark.parametrize("step", ["process_request", "finish_request"])  # a connection is taken, and is read from
+def test_what_dead_clients_asked_for_last_is_counted(
+    step: str, server: MediaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take, late = getattr(server, step), iter([0.2, 0.2])
+
+    def take_late(*connection: Any) -> None:
+        time.sleep(next(late, 0))
+        take(*connection)
+
+    monkeypatch.setattr(server, step, take_late)
+    for i in range(2):
+        with socket.create_connection(("127.0.0.1", server.server_port)) as client:
+            client.sendall(f"GET /{i}.png HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+    server.settle()
+    assert sorted(server.requests) == ["/0.png", "/1.png"]
 
 
 @pytest.mark.campaign

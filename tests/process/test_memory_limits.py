@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from in_memory_datasets import InMemoryImageTextDataset
+from tests.lacking import lacks
 from tests.process.conftest import ROOT, MediaServer, Script, result_of, wait_for
 
 MB = 10**6
@@ -42,7 +43,7 @@ class Groups:
 @pytest.fixture
 def groups() -> Iterator[Groups]:
     if not (V1 / "memory.limit_in_bytes").exists() or not os.access(V1, os.W_OK):
-        pytest.skip(f"this process may make no control groups in {V1}, or they are not of version 1")
+        lacks(f"this process may make no control groups in {V1}, or they are not of version 1")
     outer = V1 / f"in-memory-datasets-test-{os.getpid()}"
     (outer / "inner").mkdir(parents=True)
     try:
