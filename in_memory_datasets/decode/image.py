@@ -115,7 +115,7 @@ def _decode_jpeg(data: bytes, spec: ImageSpec) -> Pixels:
         except ValueError:
             # Strict decoding also refuses what is only untidy; Pillow decides whether pixels are missing.
             pass
-    picture = open_jpeg(without_metadata(data, header))
+    picture = open_jpeg(without_metadata(data, header), max_pixels=MAX_PIXELS)
     if header.is_scalable:
         picture.draft(None, min_size)
     return _decode_picture(picture, spec, orientation=header.orientation)

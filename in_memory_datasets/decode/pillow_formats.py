@@ -75,11 +75,19 @@ def _accepts(accept: Callable[[bytes], Any] | None, start: bytes) -> bool:
     return bool(accepted) and not isinstance(accepted, str)  # text says which library this build of Pillow lacks
 
 
-def open_jpeg(data: bytes) -> Any:
-    """Open a JPEG with Pillow's JPEG class alone, which never looks for further pictures in the file."""
+def open_jpeg(data: bytes, *, max_pixels: int) -> Any:
+    """Open a JPEG with Pillow's JPEG class alone, which never looks for further pictures in the file.
+
+    Of several frame headers, which libjpeg refuses later, Pillow reserves memory for what the last one says.
+
+    Raises:
+        DecodeError: "too_many_pixels".
+    """
     from PIL import JpegImagePlugin
 
-    return JpegImagePlugin.JpegImageFile(io.BytesIO(data), "")
+    picture = JpegImagePlugin.JpegImageFile(io.BytesIO(data), "")
+    refuse_pixels(picture.size, max_pixels)
+    return picture
 
 
 def refuse_pixels(size: tuple[int, int] | None, max_pixels: int) -> None:

@@ -358,6 +358,12 @@ def huge_jpeg(width, height):
     return bytes(data)
 
 
+def jpeg_of_a_second_huge_frame(width, height):
+    small, huge = encoded(Image.fromarray(scene(8, 8)), "JPEG"), huge_jpeg(width, height)
+    frame = slice(small.index(b"\xff\xc0"), small.index(b"\xff\xc4"))
+    return small[: frame.stop] + huge[frame] + small[frame.stop :]
+
+
 def huge_webp(width, height):
     canvas = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     body = b"WEBPVP8X" + (10).to_bytes(4, "little") + bytes(4) + canvas
@@ -370,7 +376,7 @@ def huge_ico(width, height):
     return b"\0\0\1\0\1\0" + entry + inner
 
 
-@pytest.mark.parametrize("make", [huge_png, huge_gif, huge_jpeg, huge_webp, huge_ico])
+@pytest.mark.parametrize("make", [huge_png, huge_gif, huge_jpeg, jpeg_of_a_second_huge_frame, huge_webp, huge_ico])
 @pytest.mark.parametrize("size", [(10_000, 10_000), (16_383, 16_383)])
 def test_too_many_pixels_are_refused_from_the_header_without_a_warning(make, size):
     """Pillow would warn about the smaller of these and raise an error of its own about the larger."""
