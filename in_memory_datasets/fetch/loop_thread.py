@@ -12,7 +12,6 @@ from typing import Any
 from in_memory_datasets.fetch.daemon_threads import join_until_gone
 
 CANCEL_AGAIN_SECONDS = 0.2
-_LAST_MOMENTS_SECONDS = 5.0  # of a thread that Python is done with
 
 # Event loops that a forked child inherits. Their epoll descriptor is shared with the parent, so closing them would
 # unregister the parent's connections; they are kept, unused, until the child ends.
@@ -65,8 +64,7 @@ class LoopThread:
             return
         self.call(self._stop.set)
         if threading.current_thread() is not self._thread:
-            self._thread.join()
-            join_until_gone(self._thread, _LAST_MOMENTS_SECONDS)
+            join_until_gone(self._thread)
 
     def _make_calls(self) -> None:
         self._was_woken = False  # before they are looked at: what comes from here on wakes it again

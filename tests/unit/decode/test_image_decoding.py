@@ -359,6 +359,7 @@ def huge_jpeg(width, height):
 
 
 def jpeg_of_a_second_huge_frame(width, height):
+    """Pillow goes by the last frame header, where libjpeg will refuse a second one."""
     small, huge = encoded(Image.fromarray(scene(8, 8)), "JPEG"), huge_jpeg(width, height)
     frame = slice(small.index(b"\xff\xc0"), small.index(b"\xff\xc4"))
     return small[: frame.stop] + huge[frame] + small[frame.stop :]
