@@ -1,7 +1,7 @@
 """Everything the README promises, through the public API, against a real HTTP server on this machine.
 
-Runs by `python test_in_memory_datasets.py`, which prints a line per check, and by pytest. It is one long file because
-it is one list: what a user may rely on, each promise with its check.
+Runs by `python test_in_memory_datasets.py`, which prints a line per check, and by pytest. It is longer than 600 lines
+because it is one list, which a user reads and runs as one file: what may be relied on, each promise with its check.
 """
 
 from __future__ import annotations

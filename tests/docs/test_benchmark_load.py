@@ -21,9 +21,9 @@ from benchmarks.load.running import started
 from benchmarks.load.serving import drain, serve
 from benchmarks.processes.jobs import JobError
 from benchmarks.report.page import make_page
+from tests.lacking import lacks, needs_proc
 
 ROOT = Path(__file__).parents[2]
-looks_into_proc = pytest.mark.skipif(sys.platform != "linux", reason="this system has no /proc")
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -32,7 +32,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.campaign
-@looks_into_proc
+@needs_proc
 def test_the_benchmark_of_loading_runs_on_inputs_of_its_own_and_is_told_on_the_page(tmp_path: Path) -> None:
     result = run(
         *("--quick", "--parts", "local,web,far,beside,training", "--contestants", "ours,requests-16"),
@@ -67,7 +67,7 @@ def test_the_benchmark_of_loading_runs_on_inputs_of_its_own_and_is_told_on_the_p
 
 
 @pytest.mark.campaign
-@looks_into_proc
+@needs_proc
 def test_the_memory_of_loads_and_the_start_of_a_large_one_are_seen_from_outside(tmp_path: Path) -> None:
     result = run("--quick", "--parts", "memory,large", "--build", tmp_path, "--output", tmp_path / "load")
     assert result.returncode == 0, result.stderr
@@ -178,14 +178,14 @@ def share_held(task: dict[str, object]) -> float:
     with started(task) as process:
         if process.ready["word"] is None:
             assert sys.version_info[:2] != (3, 11), "of this one it is known where that stands"
-            pytest.skip("this interpreter does not tell from outside whether it is held")
+            lacks("this interpreter does not tell from outside whether it is held")
         with looking(process.pid, process.ready["word"]) as looks:
             process.begin()
             process.read()
     return looks.share
 
 
-@looks_into_proc
+@needs_proc
 def test_a_loop_in_python_holds_the_interpreter_and_one_in_zlib_does_not() -> None:
     assert share_held({"task": "spin", "seconds": 1.0}) > 0.9
     assert share_held({"task": "sum_up", "seconds": 1.0}) < 0.1
@@ -196,7 +196,7 @@ def test_a_process_that_fails_says_why() -> None:
         pass
 
 
-@looks_into_proc
+@needs_proc
 def test_a_process_is_seen_to_hold_what_it_holds() -> None:
     code = (
         "import os; fd = os.memfd_create('block'); os.write(fd, bytes(30_000_000));"

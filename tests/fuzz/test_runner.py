@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -11,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.lacking import IN_CI
+from tests.lacking import needs
 
 ROOT = Path(__file__).parents[2]
 # Starting up takes three seconds here, and minutes where much else runs.
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(900)]
-# Where there are no wheels of it; in CI there are.
-needs_atheris = pytest.mark.skipif(find_spec("atheris") is None and not IN_CI, reason="atheris is not installed")
+needs_atheris = needs(
+    find_spec("atheris") is not None, "atheris, which has wheels for Linux on x86-64 alone, is not installed"
+)
 HIDE_ATHERIS = "import runpy, sys; sys.modules['atheris'] = None; runpy.run_module('tests.fuzz', run_name='__main__')"
 
 
@@ -61,7 +63,7 @@ def test_a_broken_promise_ends_in_a_failure_that_can_be_seen_again(copy: Path) -
 
 
 @needs_atheris
-@pytest.mark.skipif(sys.platform != "linux", reason="the heap is checked by glibc")
+@needs(platform.libc_ver()[0] == "glibc", "it is glibc that checks the heap")
 def test_a_write_past_the_end_of_a_buffer_is_found(copy: Path) -> None:
     """The scaled decoder of lossless files does that, which is why none may reach it."""
     break_line(copy / "in_memory_datasets/decode/jpeg.py", "self.frame_type <= 2", "self.frame_type <= 3")

@@ -12,20 +12,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
-import pytest
-
-from tests.lacking import IN_CI
-
-MISSING = [
-    name
-    for name, there in (
-        ("/proc/<pid>/smaps_rollup", Path("/proc/self/smaps_rollup").exists()),
-        ("pidfd_open", hasattr(os, "pidfd_open")),
-    )
-    if not there
-]
-# macOS has neither, nor has every sandbox of Linux. Where CI runs they must be there, and these tests fail without.
-needs_proc = pytest.mark.skipif(bool(MISSING) and not IN_CI, reason=f"this machine has no {', '.join(MISSING)}")
 
 
 def family_of(pid: int) -> list[int]:

@@ -20,11 +20,11 @@ from typing import Any
 
 import pytest
 
+from tests.lacking import needs_proc
 from tests.process.conftest import ROOT, MediaServer, Script, result_of
 from tests.process.memory_of import (
     family_of,
     holders_of,
-    needs_proc,
     pss_bytes,
     resident_bytes,
     shmem_bytes,

@@ -12,6 +12,7 @@ import soxr
 from in_memory_datasets.decode import decode_audio
 from in_memory_datasets.errors import DecodeError
 from in_memory_datasets.schema import AudioSpec
+from tests.lacking import needed_package
 from tests.real.tables import check_nasty, read_table
 
 SPEC = AudioSpec(target_sr=16_000, max_duration=30.0)
@@ -60,7 +61,7 @@ def test_clips_equal_soundfile_and_soxr(corpora):
 
 
 def test_clips_soundfile_cannot_read_come_from_the_extra(corpora):
-    pytest.importorskip("av")
+    needed_package("av")
     rows = [row for row in read_table(corpora / "audio.csv") if row["soundfile_opens"] == "no"]
     assert {row["codec"] for row in rows} >= {"aac", "adpcm_g722", "opus"}
     for row in rows:
@@ -84,7 +85,7 @@ def test_every_nasty_clip_does_what_its_table_says(corpora, pyav):
     stderr is not looked at: libsndfile's MP3 decoder, mpg123, prints its notes there and cannot be told not to.
     """
     if pyav == "with":
-        pytest.importorskip("av")
+        needed_package("av")
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-c", DECODE_ALL, str(corpora / "nasty_audio"), pyav],
         capture_output=True,

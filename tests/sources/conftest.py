@@ -13,6 +13,7 @@ import pytest
 
 from in_memory_datasets.fetch import Fetcher, obstore_s3
 from in_memory_datasets.schema import FetchOptions
+from tests.lacking import needed_package
 from tests.sources.s3_proxy import S3Proxy
 
 KEY_ID, SECRET = "AKIATESTINGTESTING12", "geheim/with+signs/in-it=="
@@ -89,7 +90,7 @@ def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     if name == "s3fs":
         monkeypatch.setitem(sys.modules, "obstore", None)
     else:
-        pytest.importorskip("obstore")
+        needed_package("obstore")
     return name
 
 

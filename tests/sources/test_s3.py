@@ -16,6 +16,7 @@ from in_memory_datasets import FetchOptions, InMemoryImageTextDataset
 from in_memory_datasets.errors import FetchError, LoadError
 from in_memory_datasets.fetch import Fetched, Fetcher
 from in_memory_datasets.schema import Source
+from tests.lacking import needed_package
 from tests.sources.conftest import KEY_ID, SECRET, Upload
 from tests.sources.s3_proxy import Answer, S3Proxy
 from tests.unit.rows.media import png
@@ -78,7 +79,7 @@ def test_a_bucket_of_good_and_bad_objects_is_a_dataset_with_a_report(
 def test_every_failure_is_told_alike_by_both_libraries(
     proxy: S3Proxy, upload: Upload, make_fetcher: MakeFetcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("obstore")
+    needed_package("obstore")
     from in_memory_datasets.fetch import obstore_s3
 
     upload({"a.png": b"whole", "cut.png": b"0123456789", "large.png": b"x" * 100, "dir/x": b"x"})
@@ -231,7 +232,7 @@ def test_a_storage_that_is_away_is_tried_again(
 def test_a_setting_that_obstore_is_not_told_leaves_the_bucket_to_s3fs(
     setting: dict[str, Any], proxy: S3Proxy, upload: Upload, settings: dict[str, Any], make_fetcher: MakeFetcher
 ) -> None:
-    pytest.importorskip("obstore")
+    needed_package("obstore")
     upload({"a.png": b"a"})
     settings.update(setting)
     assert fetch(make_fetcher(), "a.png").data == b"a"
@@ -253,7 +254,7 @@ def test_a_bucket_that_only_s3fs_can_read_is_left_to_it(
     proxy: S3Proxy, upload: Upload, make_fetcher: MakeFetcher
 ) -> None:
     """A refusal that obstore alone meets costs one request, and not one for each object."""
-    pytest.importorskip("obstore")
+    needed_package("obstore")
     upload({"a.png": b"a", "b.png": b"b"})
     proxy.once["/pictures/a.png"] = [MOVED]
     fetcher = make_fetcher()

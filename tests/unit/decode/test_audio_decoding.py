@@ -15,6 +15,7 @@ from in_memory_datasets.decode import decode_audio
 from in_memory_datasets.decode.audio_formats import extension, looks_like_text, sniff_audio
 from in_memory_datasets.errors import DecodeError, MissingExtraError
 from in_memory_datasets.schema import AudioSpec
+from tests.lacking import needed_package
 from tests.making import check_threads_agree
 
 SPEC = AudioSpec(target_sr=16_000, max_duration=30.0)
@@ -168,7 +169,7 @@ def test_the_name_is_no_proof():
 
 def pyav_encoded(container, codec, frames, rate, layout):
     """Encode frames in their packed form; PyAV's planar arrays end at eight channels."""
-    av = pytest.importorskip("av")
+    av = needed_package("av")
     buffer = io.BytesIO()
     clip = av.AudioFrame(format="flt", layout=layout, samples=len(frames))
     clip.planes[0].update(np.ascontiguousarray(frames))
@@ -195,7 +196,7 @@ def pyav_encoded(container, codec, frames, rate, layout):
     ],
 )
 def test_what_libsndfile_cannot_read_comes_from_pyav(container, codec, rate, name):
-    pytest.importorskip("av")
+    needed_package("av")
     frames = chord(2.0, rate, channels=1 if codec == "g722" else 2)
     data = pyav_encoded(container, codec, frames, rate, "mono" if codec == "g722" else "stereo")
     result = decode_audio(data, spec=SPEC, name=name)
@@ -210,7 +211,7 @@ def test_what_libsndfile_cannot_read_comes_from_pyav(container, codec, rate, nam
 @pytest.mark.parametrize("layout", ["5.1", "7.1", "hexadecagonal"])
 def test_eight_channels_and_more_do_not_end_the_process(layout):
     """PyAV's array of a planar frame reads past the last of eight channel pointers."""
-    av = pytest.importorskip("av")
+    av = needed_package("av")
     frames = chord(1.0, 16_000, channels=av.AudioLayout(layout).nb_channels)
     data = pyav_encoded("wv", "wavpack", frames, 16_000, layout)
     np.testing.assert_allclose(decode_audio(data, spec=SPEC), frames.mean(axis=1), atol=1 / 128)  # 8 bits
@@ -238,7 +239,7 @@ def test_without_pyav_its_formats_are_refused_with_the_command_that_helps(monkey
 
 @pytest.mark.parametrize(("data", "name"), WITHOUT_PYAV[:-1])  # any bytes are G.722
 def test_with_pyav_a_mere_beginning_is_corrupt(data, name):
-    pytest.importorskip("av")
+    needed_package("av")
     assert refused(data, name=name).reason in ("corrupt", "not_media", "empty")
 
 

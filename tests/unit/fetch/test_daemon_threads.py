@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import ssl
-import sys
 import threading
 from collections.abc import Callable
 
@@ -12,6 +11,7 @@ import pytest
 
 from in_memory_datasets.fetch.daemon_threads import DaemonThreads
 from in_memory_datasets.fetch.loop_thread import LoopThread
+from tests.lacking import needs
 
 
 async def _nothing() -> None:
@@ -31,7 +31,7 @@ def use_loop(call: Callable[[], object]) -> None:
     loop.close()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="threads are listed in /proc")
+@needs(os.path.isdir("/proc/self/task"), "this system does not list the threads of a process in /proc")
 @pytest.mark.parametrize("use", [use_threads, use_loop])
 def test_a_closed_thread_is_gone_for_the_system_as_well(use: Callable[[Callable[[], object]], None]) -> None:
     """Python's join returns before, while OpenSSL holds a lock that a forked child would inherit as held."""

@@ -15,6 +15,7 @@ from in_memory_datasets import ConfigError, InMemoryImageTextDataset, StoreError
 from in_memory_datasets.store import StoreWriter, attach_or_build, locked
 from in_memory_datasets.store.attach import refuse_if_locks_do_not_hold
 from in_memory_datasets.store.journal import num_journaled
+from tests.lacking import needs
 from tests.making import AUDIO_SPEC, IMAGE_SPEC, make_clips, make_encoded_store, make_images, make_rows, make_store
 
 NAMES = [f"{i:032x}" for i in range(4)]
@@ -70,7 +71,7 @@ with open_store({str(tmp_path / NAMES[0])!r}):
     assert cache.entries(tmp_path) == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@needs(os.geteuid() == 0, "only root can become somebody else")
 def test_a_cache_of_somebody_else_is_attached_to_and_listed_and_not_removed(tmp_path: Path) -> None:
     build_entry(tmp_path, NAMES[0])
     own = [place for place in tmp_path.parents if place.name.startswith(("pytest-", "popen-"))]

@@ -18,6 +18,7 @@ from PIL import Image
 from in_memory_datasets import InMemoryAudioTextDataset, InMemoryImageTextDataset, StoreError
 from in_memory_datasets.schema import ImageSpec
 from in_memory_datasets.store import Block, Store, bring_in, count_resident
+from tests.lacking import lacks
 from tests.making import make_encoded_store, make_images, make_store
 
 SPEC = ImageSpec((64, 64))
@@ -37,7 +38,7 @@ def saved(tmp_path: Path) -> Path:
 def drop_from_page_cache(place: Path) -> None:
     kind = subprocess.run(["stat", "-f", "-c", "%T", place], capture_output=True, text=True, check=True).stdout.strip()
     if kind in ("tmpfs", "ramfs"):
-        pytest.skip(f"{place} is a {kind}, whose files lie nowhere but in memory")
+        lacks(f"{place} is a {kind}, whose files lie nowhere but in memory")
     for path in place.iterdir():
         fd = os.open(path, os.O_RDONLY)
         os.fsync(fd)
