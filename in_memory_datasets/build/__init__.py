@@ -5,7 +5,7 @@ from in_memory_datasets.build.keeping import lock_memory, resident_fraction, war
 from in_memory_datasets.build.loading import load, memory_for, retry
 from in_memory_datasets.build.moving import open_saved, save
 from in_memory_datasets.build.planning import plan
-from in_memory_datasets.build.request import LoadRequest, OnError, Storage
+from in_memory_datasets.build.request import LoadRequest, OnError, Storage, num_cores
 
 __all__ = [
     "Finished",
@@ -17,6 +17,7 @@ __all__ = [
     "load",
     "lock_memory",
     "memory_for",
+    "num_cores",
     "open_saved",
     "plan",
     "resident_fraction",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from in_memory_datasets.build.bars import progress_bar
 from in_memory_datasets.errors import MemoryLimitError, StoreError
 from in_memory_datasets.memory import RESERVE_BYTES, free_memory
@@ -14,30 +16,31 @@ _LOCK_WAYS_OUT = (
 )
 
 
-def resident_fraction(store: Store) -> float:
-    """Give the share of a store's bytes that lie in memory; 1.0 of one that has none."""
-    counts = [count_resident(block) for block in (store.rows, store.samples)]
+def resident_fraction(stores: Sequence[Store]) -> float:
+    """Give the share of the bytes of some stores that lie in memory; 1.0 where there are none."""
+    counts = [count_resident(block) for store in stores for block in (store.rows, store.samples)]
     total = sum(num_bytes for _, num_bytes in counts)
     return sum(num_resident for num_resident, _ in counts) / total if total else 1.0
 
 
-def warm(store: Store, *, progress: bool) -> float:
-    """Read a store into memory, from its front, as far as there is memory for; give the share that is there then.
+def warm(stores: Sequence[Store], *, progress: bool) -> float:
+    """Read stores into memory, from the front, as far as there is memory for; give the share that is there then.
 
     Raises:
-        StoreError: A file of it was cut short, or cannot be read.
+        StoreError: A file was cut short, or cannot be read.
     """
-    store.refuse_if_cut_short()
-    left = min(_room(store), store.nbytes)
-    with progress_bar(progress, left, "Reading into memory", unit="B") as bar:
-        for block in (store.rows, store.samples):
-            try:
-                bring_in(block, most=left, on_progress=bar.update)
-            except OSError as error:
-                store.refuse_if_cut_short()
-                raise StoreError(f"{store.directory or 'the samples'} cannot be read: {error.strerror}") from error
-            left = max(0, left - block.nbytes)
-    return resident_fraction(store)
+    with progress_bar(progress, sum(store.nbytes for store in stores), "Reading into memory", unit="B") as bar:
+        for store in stores:
+            store.refuse_if_cut_short()
+            left = min(_room(store), store.nbytes)
+            for block in (store.rows, store.samples):
+                try:
+                    bring_in(block, most=left, on_progress=bar.update)
+                except OSError as error:
+                    store.refuse_if_cut_short()
+                    raise StoreError(f"{store.directory or 'the samples'} cannot be read: {error.strerror}") from error
+                left = max(0, left - block.nbytes)
+    return resident_fraction(stores)
 
 
 def lock_memory(store: Store) -> None:

@@ -45,6 +45,7 @@ from in_memory_datasets.schema import (
 from in_memory_datasets.store import (
     FAILED,
     LiveStore,
+    Pieces,
     Store,
     StoreWriter,
     attach_or_build,
@@ -121,7 +122,7 @@ def load(request: LoadRequest, follower: Follower | None = None) -> tuple[Store,
         store = build()
     if request.on_error == "raise" and (failures := store.table.failures()):
         store.close()
-        raise LoadError(_first_failure(failures[0]))
+        raise LoadError(_first_failure(failures[0], reader))
     return store, replace(effort, seconds=time.monotonic() - started)
 
 
@@ -173,7 +174,7 @@ def retry(
     return mended, replace(effort, seconds=time.monotonic() - started)
 
 
-def memory_for(store: Store, request: LoadRequest) -> int | None:
+def memory_for(store: Store | Pieces, request: LoadRequest) -> int | None:
     """Give the memory there is for the files of a store; None for one that lies in memory anyway."""
     if store.directory is None:
         return None
@@ -240,7 +241,7 @@ def _build(
             tally.add(outcome)
             if outcome.failure is not None:
                 if request.on_error == "raise":
-                    raise LoadError(_first_failure(outcome.failure))
+                    raise LoadError(_first_failure(outcome.failure, reader))
                 writer.failed(outcome.failure)
                 num_failed += 1
             elif outcome.placed is not None:
@@ -254,7 +255,7 @@ def _build(
         is_exact = most is not None and writer.num_unique == writer.num_rows
         if reader.takes_what_fits and not is_exact and not writer.keep_what_fits(room):
             raise _not_one_fits(request, expected)
-        if not writer.num_loaded:
+        if not writer.num_loaded and not request.may_all_fail:
             raise LoadError(_nothing_loaded(writer.failures()))
         if request.storage != "auto" or not encoded:
             return writer.finish(), effort
@@ -413,7 +414,8 @@ def _name_of_rows(reader: RowReader) -> str:
     return reader.identity or f"iterator {next(_unnamed)}"
 
 
-def _first_failure(failure: Failure) -> str:
+def _first_failure(failure: Failure, reader: RowReader) -> str:
+    failure = replace(failure, index=reader.first_row + failure.index)
     return f'{failure}. With on_error="placeholder" or "skip" the load goes on without it'
 
 

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 
-from in_memory_datasets.build.bars import progress_bar, waiting_bar
+import numpy as np
+
+from in_memory_datasets.build.bars import Progress, progress_bar, waiting_bar
 from in_memory_datasets.errors import ConfigError
-from in_memory_datasets.store import Store, cache, disk_errors, open_store, save_store
+from in_memory_datasets.store import Pieces, Store, cache, disk_errors, open_store, save_store
+from in_memory_datasets.store.parcels import ParcelWriter, cut_parcel
 from in_memory_datasets.store.publishing import directory_of, fetch_store, is_url, publish
 
+_NUM_PACKED_AT_ONCE = 256  # samples
 
-def save(store: Store, place: str | os.PathLike[str], *, progress: bool) -> None:
-    """Write a store into a directory, or to a URL.
+
+def save(store: Store | Pieces, place: str | os.PathLike[str], *, progress: bool) -> None:
+    """Write a store into a directory, or to a URL; several that are read as one become one, of the rows they have.
 
     Raises:
         StoreError: Other files are there; or the disk is full, or may not be written; or, at a URL, samples are
             altered.
     """
+    if isinstance(store, Pieces):
+        with tempfile.TemporaryDirectory(prefix="in-memory-datasets-") as aside:
+            with disk_errors(Path(aside)):
+                packed = _pack(store, Path(aside))
+            with packed:
+                save(packed, place, progress=progress)
+        return
     with progress_bar(progress, store.nbytes, "Saving", unit="B") as bar:
         if is_url(place):
             publish(store, place, on_progress=bar.update)
@@ -28,7 +42,16 @@ def save(store: Store, place: str | os.PathLike[str], *, progress: bool) -> None
                 save_store(store, directory, on_progress=bar.update)
 
 
-def open_saved(place: str | os.PathLike[str], *, cache_dir: cache.CacheDir | None, progress: bool) -> Store:
+def _pack(pieces: Pieces, directory: Path) -> Store:
+    """Lay the rows of several stores, one after the other, into one."""
+    num_rows = pieces.num_samples
+    with ParcelWriter(pieces.spec, encoded=bool(pieces.encoded), num_rows=num_rows, directory=directory) as writer:
+        for start in range(0, num_rows, _NUM_PACKED_AT_ONCE):
+            writer.add(cut_parcel(pieces, np.arange(start, min(start + _NUM_PACKED_AT_ONCE, num_rows))))
+        return writer.finish()
+
+
+def open_saved(place: str | os.PathLike[str], *, cache_dir: cache.CacheDir | None, progress: Progress) -> Store:
     """Map a store that lies in a directory; one at a URL is downloaded first, once.
 
     Args:

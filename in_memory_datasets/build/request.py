@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
+from in_memory_datasets.build.bars import Progress
 from in_memory_datasets.decode import check_flac_rate
 from in_memory_datasets.errors import ConfigError
 from in_memory_datasets.rows import RowReader
@@ -26,12 +27,13 @@ class LoadRequest:
         fetch: How sources are fetched.
         on_error: What a failed sample does to the load: only "raise" ends it.
         num_threads: Decode threads; None takes a thread per core this process may use.
-        progress: Whether to draw a progress bar, where somebody can see it.
+        progress: Whether to draw a progress bar, where somebody can see it; or who is told of progress instead.
         memory_limit: The user's own limit, in bytes or as text such as "16GB".
         storage: In what form samples lie; "auto" takes "decoded" as far as the memory goes.
         cache_dir: Where stores are kept; True for the platform's own place, None keeps this one in memory.
         lock_memory: Whether to keep the store in memory for as long as it is open.
         num_processes: How many processes fetch and decode; None decides by threads and rows.
+        may_all_fail: Whether a load in which no sample loads is good all the same: that of a part of a dataset.
         job: What the processes that share this load have in common; None for a process on its own.
 
     Raises:
@@ -43,12 +45,13 @@ class LoadRequest:
     fetch: FetchOptions = FetchOptions()  # noqa: RUF009 - frozen
     on_error: OnError = "placeholder"
     num_threads: int | None = None
-    progress: bool = True
+    progress: Progress = True
     memory_limit: int | str | None = None
     storage: Storage = "decoded"
     cache_dir: cache.CacheDir | None = None
     lock_memory: bool = False
     num_processes: int | None = None
+    may_all_fail: bool = False
     job: str | None = None
 
     def __post_init__(self) -> None:

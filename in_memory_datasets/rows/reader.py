@@ -26,6 +26,8 @@ from in_memory_datasets.schema import Row
 
 # Rows read at once: many where they hold addresses, few where they hold the media themselves.
 _NUM_LIGHT_ROWS, _NUM_HEAVY_ROWS = 1000, 32
+# And how many times as many are handed on at once.
+_HANDED_ON = 8
 
 
 MaxSamples = int | Literal["auto"] | None
@@ -106,6 +108,8 @@ class RowReader(ABC):
         takes_what_fits: Whether only as many are wanted, from the front, as there is memory for.
         reads_once: Whether what was read is gone.
         identity: A digest of which rows these are, the same in another process; None where there is none.
+        first_row: The number of the first one in the user's dataset, of which these may be a part; for messages.
+        columns: How the user named the columns of media and of captions.
     """
 
     num_rows: int | None
@@ -113,6 +117,8 @@ class RowReader(ABC):
     random_access: bool
     takes_what_fits: bool = False
     reads_once: bool = False
+    first_row: int = 0
+    columns: tuple[ColumnSpec, ColumnSpec]
     _media: Column
     _captions: Column
 
@@ -136,6 +142,18 @@ class RowReader(ABC):
     def batches(self) -> Iterator[list[Row]]:
         """Give all rows in order, a batch at a time."""
 
+    @abstractmethod
+    def records(self) -> Iterator[Any]:
+        """Give all records in order as they are stored, to be handed on: Arrow tables, or lists of mappings.
+
+        Of their columns only those that are needed, where that can be told.
+        """
+
+    def _cut(self, record: Any) -> Any:
+        if self._roots is None or not isinstance(record, Mapping):
+            return record
+        return {name: record[name] for name in self._roots if name in record}
+
     def take(self, indices: Sequence[int]) -> list[Row]:
         """Give some rows by number.
 
@@ -146,6 +164,7 @@ class RowReader(ABC):
 
     def _find_columns(self, media_col: ColumnSpec, txt_col: ColumnSpec, names: Iterable[str]) -> None:
         names = list(names)
+        self.columns = media_col, txt_col
         self._media = find_column(media_col, names, kind="media")
         self._captions = find_column(txt_col, names, kind="captions")
 
@@ -158,27 +177,28 @@ class RowReader(ABC):
 
     def _make_row(self, index: int, record: Any) -> Row:
         if isinstance(record, _UnreadableRecord):
-            return _unusable(index, describe("reading it", record.error))
+            return self._unusable(index, describe("reading it", record.error))
         if not isinstance(record, Mapping):
-            return _unusable(index, f"it is a {type(record).__name__}, expected a mapping")
+            return self._unusable(index, f"it is a {type(record).__name__}, expected a mapping")
         try:
             captions = captions_from_value(self._captions.value_in(record))
         except Exception as error:  # noqa: BLE001 - the user's callable may raise anything
-            return _unusable(index, describe(f"its captions ({self._captions.name})", error))
+            return self._unusable(index, describe(f"its captions ({self._captions.name})", error))
         try:
             source = source_from_value(self._media.value_in(record))
         except SampleError as error:
             return Row(index, None, captions, error)
         except Exception as error:  # noqa: BLE001 - likewise
-            return _unusable(index, describe(f"its media ({self._media.name})", error), captions)
+            return self._unusable(index, describe(f"its media ({self._media.name})", error), captions)
         if source is None:
-            nothing = SampleError(f"row {index} has nothing in {self._media.name!r}", reason="empty")
+            which = self.first_row + index
+            nothing = SampleError(f"row {which} has nothing in {self._media.name!r}", reason="empty")
             return Row(index, None, captions, nothing)
         return Row(index, source, captions)
 
-
-def _unusable(index: int, what: str, captions: tuple[str, ...] = ()) -> Row:
-    return Row(index, None, captions, SampleError(f"row {index} is unusable: {what}", reason="bad_row"))
+    def _unusable(self, index: int, what: str, captions: tuple[str, ...] = ()) -> Row:
+        which = self.first_row + index
+        return Row(index, None, captions, SampleError(f"row {which} is unusable: {what}", reason="bad_row"))
 
 
 class DatasetReader(RowReader):
@@ -231,6 +251,10 @@ class DatasetReader(RowReader):
             return self._make_row(index, {str(self._media.plain_root): media, str(self._captions.plain_root): captions})
         return Row(index, source, texts)
 
+    def records(self) -> Iterator[Any]:
+        """Give all records in order, as Arrow tables."""
+        yield from self._stored.iter(batch_size=_HANDED_ON * self._batch_size)
+
     def take(self, indices: Sequence[int]) -> list[Row]:
         """Give some rows by number."""
         if not len(indices):
@@ -274,9 +298,15 @@ class StreamReader(RowReader):
         Raises:
             LoadError: The stream broke off.
         """
+        return _in_batches(self._make_row(index, record) for index, record in enumerate(self._each()))
+
+    def records(self) -> Iterator[Any]:
+        """Give all records in order, as lists."""
+        return _in_batches(self._cut(record) for record in self._each())
+
+    def _each(self) -> Iterator[Any]:
         # Not the stream's own `take`, which reads one row more and meets what is wrong with it.
-        records = itertools.islice(told(self._dataset, self._place), self.max_rows)
-        return _in_batches(self._make_row(index, record) for index, record in enumerate(records))
+        return itertools.islice(told(self._dataset, self._place), self.max_rows)
 
 
 class SequenceReader(RowReader):
@@ -311,6 +341,10 @@ class SequenceReader(RowReader):
         """Give all rows in order."""
         return _in_batches(self._make_row(i, self._record(i)) for i in range(self.max_rows or 0))
 
+    def records(self) -> Iterator[Any]:
+        """Give all records in order, as lists."""
+        return _in_batches(self._cut(self._record(i)) for i in range(self.max_rows or 0))
+
     def take(self, indices: Sequence[int]) -> list[Row]:
         """Give some rows by number."""
         return [self._make_row(index, self._record(index)) for index in indices]
@@ -339,8 +373,14 @@ class IterableReader(RowReader):
 
     def batches(self) -> Iterator[list[Row]]:
         """Give all rows in order."""
-        rows = itertools.islice(self._data, self.max_rows)
-        return _in_batches(self._make_row(index, record) for index, record in enumerate(rows))
+        return _in_batches(self._make_row(index, record) for index, record in enumerate(self._each()))
+
+    def records(self) -> Iterator[Any]:
+        """Give all records in order, as lists."""
+        return _in_batches(self._cut(record) for record in self._each())
+
+    def _each(self) -> Iterator[Any]:
+        return itertools.islice(self._data, self.max_rows)
 
 
 class _UnreadableRecord:
@@ -350,7 +390,7 @@ class _UnreadableRecord:
         self.error = error
 
 
-def _in_batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
+def _in_batches(rows: Iterator[Any]) -> Iterator[list[Any]]:
     while batch := list(itertools.islice(rows, _NUM_HEAVY_ROWS)):
         yield batch
 

@@ -29,6 +29,7 @@ from in_memory_datasets.schema.report import (
     count_reasons,
     count_stages,
     hints_for,
+    no_seconds,
 )
 from in_memory_datasets.schema.sizes import format_bytes, parse_bytes
 
@@ -61,6 +62,7 @@ __all__ = [
     "hints_for",
     "host_of",
     "names_this_machine",
+    "no_seconds",
     "parse_bytes",
     "strip_credentials",
 ]

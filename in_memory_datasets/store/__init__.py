@@ -8,8 +8,9 @@ from in_memory_datasets.store.layout import HEADER_BYTES
 from in_memory_datasets.store.live import LiveStore, is_alive
 from in_memory_datasets.store.manifest import spec_to_json
 from in_memory_datasets.store.opening import open_store
+from in_memory_datasets.store.pieces import Joined, Pieces
 from in_memory_datasets.store.places import Placed, Places
-from in_memory_datasets.store.ranks import share_store
+from in_memory_datasets.store.ranks import find_store, share_store
 from in_memory_datasets.store.residency import bring_in, count_resident, lock, lockable_bytes
 from in_memory_datasets.store.store import Store, save_store
 from in_memory_datasets.store.table import FAILED, LOADED, RowTable, TableWriter
@@ -20,7 +21,9 @@ __all__ = [
     "HEADER_BYTES",
     "LOADED",
     "Block",
+    "Joined",
     "LiveStore",
+    "Pieces",
     "Placed",
     "Places",
     "Promotion",
@@ -34,6 +37,7 @@ __all__ = [
     "cache",
     "count_resident",
     "disk_errors",
+    "find_store",
     "is_alive",
     "lock",
     "lockable_bytes",

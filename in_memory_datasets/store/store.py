@@ -128,6 +128,11 @@ class Store:
                 )
 
     @property
+    def stores(self) -> tuple[Store, ...]:
+        """Give the stores that are read as one: this."""
+        return (self,)
+
+    @property
     def num_samples(self) -> int:
         """Count the rows, failed ones included."""
         return self.table.num_rows

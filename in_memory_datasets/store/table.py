@@ -232,7 +232,7 @@ def _first_slots(samples: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.flatnonzero(np.concatenate([[True], highest[1:] > highest[:-1]]))
 
 
-def _numbers(column: Any, dtype: type) -> NDArray[Any]:
+def numbers_of(column: Any, dtype: type) -> NDArray[Any]:
     """View an Arrow array of numbers; its own `to_numpy` imports pandas, which takes longer than all else here."""
     buffer, itemsize = column.buffers()[1], np.dtype(dtype).itemsize
     if not len(column):
@@ -264,19 +264,19 @@ class RowTable:
         columns = {name: self.batch.column(name) for name in self.batch.schema.names}
         if nulls := [name for name, column in columns.items() if column.null_count]:
             raise StoreError(f"rows.arrow is damaged: there are nulls in {nulls}; delete the store and load again")
-        self.status: NDArray[np.uint8] = _numbers(columns["status"], np.uint8)
-        self.stage: NDArray[np.int8] = _numbers(columns["stage"].indices, np.int8)
-        self.reason: NDArray[np.int8] = _numbers(columns["reason"].indices, np.int8)
-        self.attempts: NDArray[np.uint16] = _numbers(columns["attempts"], np.uint16)
-        self.checksum: NDArray[np.uint64] = _numbers(columns["checksum"], np.uint64)
+        self.status: NDArray[np.uint8] = numbers_of(columns["status"], np.uint8)
+        self.stage: NDArray[np.int8] = numbers_of(columns["stage"].indices, np.int8)
+        self.reason: NDArray[np.int8] = numbers_of(columns["reason"].indices, np.int8)
+        self.attempts: NDArray[np.uint16] = numbers_of(columns["attempts"], np.uint16)
+        self.checksum: NDArray[np.uint64] = numbers_of(columns["checksum"], np.uint64)
         self.samples: NDArray[np.int64] | None = None
         if "sample" in columns:
-            self.samples = _numbers(columns["sample"], np.int64)
+            self.samples = numbers_of(columns["sample"], np.int64)
             self._check_samples(self.samples, intact=intact)
         captions = columns["captions"]
         self._caption_of_slot: NDArray[np.int64] = np.zeros(1, np.int64)
         if len(captions):  # or Arrow allows that there are no offsets, not even the first
-            self._caption_of_slot = _numbers(captions.offsets, np.int64)
+            self._caption_of_slot = numbers_of(captions.offsets, np.int64)
         has_caption = self._caption_of_slot[1:] > self._caption_of_slot[:-1]
         self._one_each = len(captions.values) == self.num_rows and bool(np.all(has_caption))
         _, offsets, text = captions.values.buffers()
@@ -316,6 +316,14 @@ class RowTable:
     def number_of(self, slot: int) -> int:
         """Give the number of one row's sample."""
         return slot if self.samples is None else int(self.samples[slot])
+
+    def rows_of(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Give the numbers that rows have in the user's dataset: these."""
+        return slots
+
+    def records(self, slots: NDArray[np.int64]) -> Any:
+        """Copy all that is known of some rows, as an Arrow record batch, but for the numbers of their samples."""
+        return self.batch.select(_SCHEMA.names).take(pa.array(slots))
 
     def first_slots(self) -> NDArray[np.int64] | None:
         """Give the first row that has each sample, int64 (U,); None where sample i is that of row i. Cost: one pass."""

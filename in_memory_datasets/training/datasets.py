@@ -23,7 +23,7 @@ from in_memory_datasets.schema import (
     MemoryPlan,
     Resize,
 )
-from in_memory_datasets.store import LOADED, LiveStore, Store
+from in_memory_datasets.store import LOADED, LiveStore, Pieces, Store
 from in_memory_datasets.store.cache import CacheDir
 from in_memory_datasets.training.batches import AudioBatch, ImageBatch
 from in_memory_datasets.training.encoded import EncodedMedia
@@ -516,12 +516,12 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
         while True:
             version = view.version
             batch = self._gather(view, found.numpy(), draws, books)
-            if isinstance(view, Store) or version == view.version:
+            if not isinstance(view, LiveStore) or version == view.version:
                 return batch
             view.wait_for(found.numpy())  # clips that arrive were moved meanwhile
 
     def _gather(
-        self, view: LiveStore | Store, numbers: NDArray[np.int64], draws: Draws | None, books: Books
+        self, view: LiveStore | Store | Pieces, numbers: NDArray[np.int64], draws: Draws | None, books: Books
     ) -> AudioBatch:
         # All of it from this view: another may be there by now, and what it was made of be closed.
         media, serving, spec = self._samples(view), self._serving, view.spec

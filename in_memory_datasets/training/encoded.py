@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from in_memory_datasets.decode import decode_image, open_clip
 from in_memory_datasets.errors import DecodeError, StoreError
 from in_memory_datasets.schema import AudioSpec, ImageSpec
-from in_memory_datasets.store import Store
+from in_memory_datasets.store import Pieces, Store
 from in_memory_datasets.training.crew import Crew
 from in_memory_datasets.training.media import HostMedia
 
@@ -31,12 +31,12 @@ class EncodedMedia:
         decoded: Those that lie decoded, the first ones, and the memory for batches.
     """
 
-    store: Store
+    store: Store | Pieces
     decoded: HostMedia
     crew: Crew = field(default_factory=lambda: Crew(max_threads=os.cpu_count() or 1))
 
     @classmethod
-    def of(cls, store: Store) -> EncodedMedia:
+    def of(cls, store: Store | Pieces) -> EncodedMedia:
         """Serve a store."""
         decoded = store.frames if store.images is None else store.images
         if decoded is None:

@@ -32,16 +32,20 @@ from in_memory_datasets.build import (
 )
 from in_memory_datasets.errors import ConfigError, LoadError, StoreError
 from in_memory_datasets.schema import Effort, ImageSpec, LoadReport, strip_credentials
-from in_memory_datasets.store import FAILED, LOADED, LiveStore, Store
+from in_memory_datasets.store import FAILED, LOADED, LiveStore, Pieces, Store
 from in_memory_datasets.training.encoded import EncodedMedia
 from in_memory_datasets.training.media import DeviceMedia, HostMedia
 from in_memory_datasets.training.ring import Ring, shared_ring
 from in_memory_datasets.training.serving import AudioServing, Books, ImageServing
+from in_memory_datasets.training.share import Share
 from in_memory_datasets.training.turns import Draws, Turns
 
 ServingT = TypeVar("ServingT", bound="ImageServing | AudioServing")
 
 _CPU = torch.device("cpu")
+
+DESCRIBED: Any = object()
+"""A `wait` with which a dataset only understands its arguments, and loads nothing."""
 
 
 class InMemoryDataset(Dataset[Any], Generic[ServingT]):
@@ -54,14 +58,31 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
     """
 
     def __init__(self, request: LoadRequest, serving: ServingT, *, wait: bool) -> None:
-        if wait:
+        if wait is DESCRIBED:
+            self._request, self._serving = request, serving
+        elif wait:
             store, effort = load(request)
             self._open(request, serving, store)
             self._effort = effort
         else:
             self._open(request, serving, None)
 
-    def _open(self, request: LoadRequest, serving: ServingT, store: Store | None) -> None:
+    @classmethod
+    def _of_share(cls, request: LoadRequest, serving: ServingT, share: Share) -> Self:
+        """Serve what one process serves of a cluster's samples."""
+        dataset = cls.__new__(cls)
+        dataset._share, dataset._division = share, 0
+        served = share.current(0)
+        assert served is not None
+        dataset._division, pieces, dataset._slots = served
+        dataset._open(request, serving, pieces)
+        if serving.by_chance:
+            # By the row's number and the epoch: whichever node serves it, and however often it was served elsewhere.
+            dataset._turns = Turns(0, seed=torch.initial_seed())
+            dataset._turns.set_epoch(0)
+        return dataset
+
+    def _open(self, request: LoadRequest, serving: ServingT, store: Store | Pieces | None) -> None:
         self._request = request
         self._serving = serving
         self._num_retries = 0
@@ -88,11 +109,18 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
         self._turns = Turns(num_rows, seed=torch.initial_seed()) if serving.by_chance else None
 
     @property
-    def _store(self) -> Store:
+    def _store(self) -> Store | Pieces:
         """The store, which is waited for where it is not finished."""
+        if self._share is not None:
+            self._follow(self._share)
         self._adopt()
         assert self._whole is not None
         return self._whole
+
+    @property
+    def _stores(self) -> tuple[Store, ...]:
+        """All stores that are served from."""
+        return self._store.stores
 
     def _adopt(self, timeout_seconds: float | None = None) -> None:
         """Take the store of a load that has ended, which is waited for."""
@@ -104,23 +132,34 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
             self._take(store)
             loading.cancel()  # nothing but its memory is left
 
-    def _view(self) -> LiveStore | Store:
+    def _follow(self, share: Share) -> None:
+        """Serve what the share says, where that has changed."""
+        if (served := share.current(self._division)) is not None:
+            self._division, pieces, self._slots = served
+            self._drop_media()
+            self._take(pieces)
+
+    def _view(self) -> LiveStore | Store | Pieces:
         """Give what samples are read from now."""
         if self._loading is not None and (live := self._loading.wait_until_readable()) is not None:
             return live
         return self._store
 
-    def _take(self, store: Store) -> None:
+    def _take(self, store: Store | Pieces) -> None:
         self._whole = store
         self._media = None
         self._lies_in_files = store.directory is not None
         self.__dict__.pop("_bytes_available", None)
         self._index_slots()
-        if self._request.lock_memory:
+        if self._request.lock_memory and isinstance(store, Store):  # that of a share is locked by who loaded it
             lock_memory(store)
 
     def _index_slots(self) -> None:
         """Note which slots are served: all of them, or with on_error="skip" the loaded ones."""
+        if isinstance(self._whole, Pieces):
+            self._any_failed = bool((self._whole.table.status[self._slots] != LOADED).any())
+            self._was_read = np.zeros(self._whole.num_unique, np.bool_) if self._lies_in_files else None
+            return
         view = self._view()
         if isinstance(view, LiveStore):
             self._slots, self._any_failed, self._was_read = np.arange(view.table.num_rows), True, None
@@ -175,9 +214,14 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
         return sample
 
     def __len__(self) -> int:
+        if self._share is not None:
+            self._follow(self._share)
         return len(self._slots)
 
-    def _samples(self, view: LiveStore | Store) -> HostMedia | EncodedMedia | DeviceMedia:
+    _share: Share | None = None
+    _division = 0  # the number of what is served of it
+
+    def _samples(self, view: LiveStore | Store | Pieces) -> HostMedia | EncodedMedia | DeviceMedia:
         """Give the samples where they are served from; to a device they are copied when the first is asked for."""
         if isinstance(view, LiveStore):
             arriving = view.images if isinstance(view.spec, ImageSpec) else view.frames
@@ -229,7 +273,9 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
         clone._samples(self._store)
         return clone
 
-    def _find(self, view: LiveStore | Store, indices: Sequence[int]) -> tuple[torch.Tensor, Draws | None, Books]:
+    def _find(
+        self, view: LiveStore | Store | Pieces, indices: Sequence[int]
+    ) -> tuple[torch.Tensor, Draws | None, Books]:
         """Find the rows at some positions: the numbers of their samples, int64 (B,), and what goes with these.
 
         Where no row repeats another's source, the numbers are the books' own indices.
@@ -248,7 +294,8 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
         elif self._was_read is not None and not (self._was_read[numbers].all() and self._fits):
             view.will_need(numbers)
             self._was_read[numbers] = True
-        draws = None if self._turns is None else self._turns.take(slots)
+        rows = table.rows_of(slots)
+        draws = None if self._turns is None else self._turns.take(rows)
         captions: list[Any]  # of texts, or of lists of them
         if self._serving.captions == "all":
             captions = [table.captions(slot) for slot in slots.tolist()]
@@ -258,8 +305,8 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
             captions = table.caption(slots, draws.captions(table.num_captions(slots)))
         is_loaded = view.is_loaded(numbers) if isinstance(view, LiveStore) else table.status[slots] == LOADED
         valid = torch.from_numpy(is_loaded)
-        books = Books(captions, torch.from_numpy(slots), valid)
-        return books.indices if numbers is slots else torch.from_numpy(numbers), draws, books
+        books = Books(captions, torch.from_numpy(rows), valid)
+        return books.indices if numbers is rows else torch.from_numpy(numbers), draws, books
 
     @functools.cached_property
     def _bytes_available(self) -> int | None:
@@ -309,7 +356,8 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
     @property
     def failed_indices(self) -> list[int]:
         """Row numbers of the samples that failed, ascending."""
-        failed: list[int] = np.flatnonzero(self._store.table.status == FAILED).tolist()
+        table = self._store.table
+        failed: list[int] = np.sort(table.rows_of(np.flatnonzero(table.status == FAILED))).tolist()
         return failed
 
     @property
@@ -327,6 +375,8 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
         """
         if self._turns is not None:
             self._turns.set_epoch(epoch)
+        if self._share is not None:
+            self._share.set_epoch(epoch)
 
     def retry_failed(self, *, reasons: Collection[str] | None = None) -> LoadReport:
         """Load again only what failed, put it in its place, and return the new report.
@@ -342,11 +392,14 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
             StoreError: The disk is full, or may not be written; then what was there is as it was.
             MemoryLimitError: Samples of different lengths must be packed anew in memory, and there is no room for that.
         """
-        store, effort = retry(self._request, self._store, attempt=self._num_retries, reasons=reasons)
+        whole = self._store
+        if isinstance(whole, Pieces):
+            raise ConfigError("this is a part of what a cluster holds: call retry_failed() of the sharded dataset")
+        store, effort = retry(self._request, whole, attempt=self._num_retries, reasons=reasons)
         self._num_retries += 1
         self._drop_media()
-        if store is not self._store:
-            self._store.close()
+        if store is not whole:
+            whole.close()
         self._take(store)
         self._effort = effort
         return self.report
@@ -360,7 +413,7 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
 
         Cost: a tenth of a millisecond for a gigabyte.
         """
-        return resident_fraction(self._store)
+        return resident_fraction(self._stores)
 
     def warm(self, *, progress: bool = True) -> float:
         """Read a dataset that lies in a directory into memory now, and not when its samples are asked for.
@@ -375,7 +428,7 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
 
         Cost: one read of what is not in memory yet, at the speed of the disk.
         """
-        return warm(self._store, progress=progress)
+        return warm(self._stores, progress=progress)
 
     def verify(self) -> list[int]:
         """List the row numbers of samples that differ from their checksums; `retry_failed` mends them.
@@ -411,6 +464,9 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
             self._loading.cancel()
         if self._whole is not None:
             self._whole.close()
+        if self._share is not None:
+            self._share.close()
+            self._share = None
 
     def _drop_media(self) -> None:
         if isinstance(self._media, (HostMedia, EncodedMedia)):
@@ -426,7 +482,9 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
     def __getstate__(self) -> dict[str, Any]:
         # The rows stay behind: they may be large, and what failed is known to the store.
         request = replace(self._request, reader=None, job=None)
-        return {**self.__dict__, "_request": request, "_slots": None, "_was_read": None, "_media": None}
+        # Which slots are served is found anew, but of a cluster's samples, where the share has said it.
+        slots = self._slots if isinstance(self._whole, Pieces) else None
+        return {**self.__dict__, "_request": request, "_slots": slots, "_was_read": None, "_media": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

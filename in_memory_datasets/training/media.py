@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from in_memory_datasets.errors import MemoryLimitError
 from in_memory_datasets.memory import free_memory
 from in_memory_datasets.schema import format_bytes
+from in_memory_datasets.store import Joined
 from in_memory_datasets.training.buffers import BufferPool
 from in_memory_datasets.training.crew import Crew
 from in_memory_datasets.training.ring import ring_of_worker
@@ -34,7 +35,7 @@ class HostMedia:
         samples: Images, uint8 (N, H, W, 3), or the frames of all clips, float32 or int16 (total,).
     """
 
-    samples: NDArray[Any]
+    samples: NDArray[Any] | Joined
     buffers: BufferPool = field(default_factory=BufferPool)
     crew: Crew = field(default_factory=Crew)
 
@@ -104,7 +105,7 @@ class DeviceMedia:
     samples: torch.Tensor
 
     @classmethod
-    def copy_of(cls, samples: NDArray[Any], device: torch.device) -> DeviceMedia:
+    def copy_of(cls, samples: NDArray[Any] | Joined, device: torch.device) -> DeviceMedia:
         """Copy a block to a device.
 
         Raises:
@@ -113,13 +114,15 @@ class DeviceMedia:
         _refuse_if_too_large(samples.nbytes, device)
         copy = torch.empty(samples.shape, dtype=_TORCH_DTYPES[samples.dtype.name], device=device)
         # In parts, through pinned memory: a block can be as large as what is left of the host's memory.
-        flat, source = copy.view(-1), samples.reshape(-1)
-        step = _UPLOAD_BYTES // samples.itemsize
-        pinned = torch.empty(min(step, len(source)), dtype=copy.dtype, pin_memory=device.type == "cuda")
-        for start in range(0, len(source), step):
-            part = pinned[: len(source) - start]
-            np.copyto(part.numpy(), source[start : start + step])
-            flat[start : start + step].copy_(part)
+        flat, step = copy.view(-1), _UPLOAD_BYTES // samples.itemsize
+        pinned = torch.empty(min(step, len(flat)), dtype=copy.dtype, pin_memory=device.type == "cuda")
+        done = 0
+        for source in (each.reshape(-1) for each in (samples.parts if isinstance(samples, Joined) else (samples,))):
+            for start in range(0, len(source), step):
+                part = pinned[: len(source) - start]
+                np.copyto(part.numpy(), source[start : start + step])
+                flat[done : done + len(part)].copy_(part)
+                done += len(part)
         return cls(copy)
 
     def images(self, numbers: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,418 @@
+"""The actor that knows who holds what: divides rows over nodes, has them loaded, and has lost ones loaded elsewhere.
+
+It is asked a few times in an epoch, and no sample ever passes through it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnschedulableError, RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from in_memory_datasets.build import LoadRequest
+from in_memory_datasets.errors import LoadError
+from in_memory_datasets.rows import ColumnSpec
+from in_memory_datasets.scale.blocks import RowBlock, part_of
+from in_memory_datasets.scale.division import Division, Homes, Past, Ranks, divide
+from in_memory_datasets.scale.node import Built, Facts, NodeActor
+from in_memory_datasets.scale.planning import ClusterPlan, NodePlan, lay_out, plan_cluster
+from in_memory_datasets.scale.reporting import ClusterReport, sum_up
+from in_memory_datasets.scale.view import NodeView
+
+NAMESPACE = "in-memory-datasets"
+
+# What is raised of an actor that has ended; the second where its node is gone for good.
+LOST = (RayActorError, ActorUnschedulableError)
+
+_LOOK_SECONDS = 0.5  # between two looks for a node that may take over what was lost
+
+
+@dataclass(eq=False)
+class _Node:
+    """A node, and what is known of it."""
+
+    id: str
+    number: int
+    job: str
+    actor: Any
+    facts: Facts
+    is_alive: bool = True
+
+
+@dataclass(eq=False)
+class _Part:
+    """Rows that are loaded into one store: where, and what came of it."""
+
+    start: int
+    stop: int
+    node: _Node | None = None
+    built: Built | None = None
+    report: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What is loaded, and how it is served; all that the cluster is told.
+
+    Attributes:
+        request: What a load is told, without rows.
+        columns: How the user named the columns.
+        served: The class of dataset and how it serves samples, pickled: what no actor looks at.
+    """
+
+    request: LoadRequest
+    columns: tuple[ColumnSpec, ColumnSpec]
+    served: bytes
+
+
+@ray.remote(num_cpus=0, max_restarts=0, max_concurrency=1000)
+class Coordinator:
+    """See the module.
+
+    Args:
+        name: What the actors are called; "" for none.
+        token: What tells this load from all others.
+        description: What is loaded.
+    """
+
+    def __init__(self, name: str, token: str, description: Description) -> None:
+        self._name, self._token, self._description = name, token, description
+        self._numbered: dict[int, RowBlock] = {}
+        self._blocks: list[RowBlock] = []
+        self._num_rows = 0
+        self._plan: ClusterPlan | None = None
+        self._nodes: dict[str, _Node] = {}
+        self._hiring = asyncio.Lock()
+        self._parts: list[_Part] = []
+        self._changed = asyncio.Condition()
+        self._error: BaseException | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._events: list[str] = []
+        self._began = time.monotonic()
+        self._seconds = 0.0
+        self._num_done_before = 0
+        self._epoch = 0
+        self._fractions: dict[int, tuple[float, int]] = {0: (0.0, 0)}
+        self._ranks: tuple[tuple[str, ...], int, bool] | None = None
+        self._past: dict[int, tuple[Past, ...]] = {}
+
+    # Rows
+
+    async def add_rows(self, number: int, records: Any, num_rows: int) -> None:
+        """Take some rows, in whatever order they come; `number` is their place in the right one."""
+        self._numbered[number] = RowBlock(ray.put(records), 0, num_rows)
+
+    async def end_rows(self) -> None:
+        """Take note that all rows are there."""
+        self._blocks = [block for _, block in sorted(self._numbered.items())]
+        self._num_rows = sum(block.num_rows for block in self._blocks)
+
+    async def read_rows(self, dataset: Any, max_rows: int | None) -> int:
+        """Take the rows of a `ray.data.Dataset`, which is executed here; give how many there are."""
+        refs = await asyncio.to_thread(dataset.to_arrow_refs)
+        counts = await asyncio.gather(*(_count_rows.remote(ref) for ref in refs))
+        self._blocks = [RowBlock(ref, 0, count) for ref, count in zip(refs, counts, strict=True) if count]
+        total = sum(counts)
+        self._num_rows = total if max_rows is None else min(total, max_rows)
+        self._blocks = part_of(self._blocks, 0, self._num_rows)
+        return self._num_rows
+
+    # Nodes
+
+    async def _hire(self, node_id: str) -> _Node:
+        """Give a node, after starting its actor where it has none."""
+        async with self._hiring:
+            if (node := self._nodes.get(node_id)) is not None and node.is_alive:
+                return node
+            job = f"cluster {self._token} {node_id}"
+            # Hard: another node's memory is of no use to this one's processes.
+            actor = NodeActor.options(  # type: ignore[attr-defined]
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+                **_named(f"{self._name} {node_id}" if self._name else ""),
+            ).remote(job, self._description.request, self._description.columns)
+            facts = await actor.facts.remote()
+            node = _Node(node_id, len(self._nodes), job, actor, facts)
+            self._nodes[node_id] = node
+            self._start(self._watch(node))
+            return node
+
+    def _start(self, work: Any) -> None:
+        task = asyncio.ensure_future(self._guarded(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guarded(self, work: Any) -> None:
+        """Do some work in the background; what goes wrong with it is raised where its result is waited for."""
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 - the user's columns may raise anything
+            async with self._changed:
+                self._error = self._error or error
+                self._changed.notify_all()
+
+    async def _watch(self, node: _Node) -> None:
+        """See that what a node holds is held, as long as the node is there; and that others load it then."""
+        while node.is_alive:
+            try:
+                await node.actor.watch.remote()
+            except LOST:
+                held = [part for part in self._parts if part.node is node and part.built is not None]
+                for part in held:
+                    part.built = None
+                self._note(f"the actor of node {node.id[:8]} ended")
+                try:
+                    await node.actor.num_done.remote()  # which waits until it is started again
+                except LOST:
+                    self._lose(node)
+                for part in held:
+                    self._start(self._build(part))
+
+    def _lose(self, node: _Node) -> None:
+        if node.is_alive:
+            node.is_alive = False
+            num_rows = sum(part.stop - part.start for part in self._parts if part.node is node)
+            self._note(f"node {node.id[:8]} was lost, with {num_rows:,} rows")
+
+    def _note(self, what: str) -> None:
+        self._events.append(f"{time.monotonic() - self._began:.1f} s: {what}")
+
+    # Load
+
+    async def plan(self) -> ClusterPlan:
+        """Start the actors of all nodes, and compute what fits where; once."""
+        if self._plan is not None:
+            return self._plan
+        ids = [node["NodeID"] for node in await _living_nodes()]
+        nodes = await asyncio.gather(*(self._hire(node_id) for node_id in ids))
+        sample = [] if not self._blocks else await _first_rows.remote(self._blocks[0])
+        request, columns = self._description.request, self._description.columns
+        plans = [NodePlan(node.id, node.facts) for node in nodes]
+        self._plan = plan_cluster(request, columns, sample, self._num_rows, plans)
+        return self._plan
+
+    async def load(self) -> None:
+        """Load all rows, each once.
+
+        Raises:
+            MemoryLimitError: They do not fit into all nodes together.
+            LoadError: No sample could be loaded, or one could not and `on_error` is "raise".
+        """
+        plan = await self.plan()
+        plan.refuse_if_too_large()
+        self._description = replace(self._description, request=replace(self._description.request, storage=plan.storage))
+        for start, stop, node_id in lay_out(plan, in_directories=self._description.request.cache_dir is not None):
+            self._parts.append(_Part(start, stop, self._nodes[node_id]))
+        for part in self._parts:
+            self._start(self._build(part))
+        await self._whole()
+        self._seconds = time.monotonic() - self._began
+        report = self._sum_up()
+        if not report.num_ok:
+            raise LoadError(f"0 of {report.num_samples:,} samples loaded\n{report}")
+
+    async def _build(self, part: _Part) -> None:
+        """Have a part loaded, wherever there is a node for it."""
+        while part.built is None and part in self._parts:
+            node = part.node
+            if node is None or not node.is_alive:
+                await self._find_home(part)
+                continue
+            try:
+                blocks = part_of(self._blocks, part.start, part.stop)
+                built = await node.actor.build.remote(part.start, part.stop, blocks)
+            except LOST:
+                self._lose(node)
+                continue
+            async with self._changed:
+                if part.report is not None:
+                    how = "attached again" if built.attached else "loaded again"
+                    self._note(f"rows {part.start:,} to {part.stop:,} were {how} by node {node.id[:8]}")
+                part.built = built
+                part.report = built.report if part.report is None or not built.attached else part.report
+                self._changed.notify_all()
+
+    async def _find_home(self, part: _Part) -> None:
+        """Give a lost part to a node that holds nothing yet, if it has room, else to all others in parts of it."""
+        while True:
+            ids = [node["NodeID"] for node in await _living_nodes()]
+            nodes = [await self._hire(node_id) for node_id in ids]
+            num_rows, room = part.stop - part.start, []
+            for node in nodes:
+                try:
+                    node.facts = await node.actor.facts.remote()
+                    held, _ = await node.actor.num_bytes.remote()
+                except LOST:
+                    room.append(0)
+                    continue
+                free = node.facts.bytes_available - (held if node.facts.limited_by == "memory_limit" else 0)
+                room.append(max(0, int(free / self._bytes_per_row())))
+            has_none = [node for node in nodes if not any(other.node is node for other in self._parts)]
+            fresh = [node for node in has_none if room[nodes.index(node)] >= num_rows]
+            if fresh:
+                part.node = fresh[0]
+                return
+            if self._description.request.cache_dir is not None:  # where it lies it is not to be cut
+                part.node = max(nodes, key=lambda node: room[nodes.index(node)], default=None)
+                if part.node is not None and room[nodes.index(part.node)] >= num_rows:
+                    return
+            elif sum(room) >= num_rows:
+                self._cut(part, nodes, divide(num_rows, [node.facts.num_cores for node in nodes], room))
+                return
+            self._note(f"no node has room for rows {part.start:,} to {part.stop:,}: waiting for one")
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def _cut(self, part: _Part, nodes: Sequence[_Node], counts: Sequence[int]) -> None:
+        place, start, new = self._parts.index(part), part.start, []
+        for node, count in zip(nodes, counts, strict=True):
+            if count:
+                new.append(_Part(start, start + count, node, report=part.report and _NOT_YET))
+                start += count
+        self._parts[place : place + 1] = new
+        for each in new:
+            self._start(self._build(each))
+
+    def _bytes_per_row(self) -> float:
+        assert self._plan is not None
+        return self._plan.bytes_per_sample
+
+    async def _whole(self) -> None:
+        """Wait until every part is held by a living node.
+
+        Raises:
+            LoadError: It never will be.
+        """
+        async with self._changed:
+            await self._changed.wait_for(
+                lambda: self._error is not None or (self._parts and all(part.built for part in self._parts))
+            )
+            if self._error is not None:
+                raise self._error
+
+    async def progress(self) -> tuple[int, int]:
+        """Count the samples that are loaded or have failed, and all."""
+        counts = [node.actor.num_done.remote() for node in self._nodes.values() if node.is_alive]
+        done = await asyncio.gather(*counts, return_exceptions=True)
+        return sum(one for one in done if isinstance(one, int)), self._num_rows
+
+    async def report(self) -> ClusterReport:
+        """Sum up what all nodes did, once all are done."""
+        await self._whole()
+        return self._sum_up()
+
+    def _sum_up(self) -> ClusterReport:
+        reports = [part.built.report for part in self._parts if part.built is not None]
+        nodes = {node.id: sum(p.stop - p.start for p in self._parts if p.node is node) for node in self._nodes.values()}
+        return sum_up(reports, nodes=nodes, events=tuple(self._events), seconds=self._seconds)
+
+    # Serving
+
+    async def describe(self) -> Description:
+        """Tell what is loaded."""
+        return self._description
+
+    async def place(self, node_ids: tuple[str, ...], batch_size: int, drop_last: bool) -> None:
+        """Take note of the node of each rank, and of their batches; said alike by every rank."""
+        self._ranks = node_ids, batch_size, drop_last
+
+    async def reshuffle(self, epoch: int, fraction: float, seed: int) -> None:
+        """Divide the samples anew from an epoch on, and begin to bring them where they will be served."""
+        self._fractions[epoch] = fraction, seed
+        self._epoch = epoch
+        await self._whole()
+        for node in list(self._nodes.values()):
+            if node.is_alive:
+                self._start(self._bring(node, epoch))
+
+    async def resume(self, epoch: int, past: tuple[Past, ...]) -> None:
+        """Take note of what was served of an epoch before; said alike by every rank."""
+        self._past = {epoch: past}
+
+    async def view(self, node_id: str, epoch: int | None) -> NodeView:
+        """Give what a node serves in an epoch, or now, when all of it is there."""
+        await self._whole()
+        node = await self._hire(node_id)
+        return await self._bring(node, self._epoch if epoch is None else epoch)
+
+    async def _bring(self, node: _Node, epoch: int) -> NodeView:
+        while True:
+            await self._whole()
+            view = self._view(node, epoch)
+            lenders = [other.actor for other in sorted(self._nodes.values(), key=lambda other: other.number)]
+            try:
+                await node.actor.borrow.remote(view, lenders)
+            except LOST:
+                if not node.is_alive:
+                    raise
+                await asyncio.sleep(_LOOK_SECONDS)  # a lender was lost, which its watch will see too
+                continue
+            if view == self._view(node, epoch):
+                return view
+
+    def _view(self, node: _Node, epoch: int) -> NodeView:
+        pieces = tuple(part.built.piece for part in self._parts if part.built is not None and part.node is node)
+        excluded = tuple(
+            itertools.chain.from_iterable(part.built.failed for part in self._parts if part.built is not None)
+        )
+        return NodeView(node.job, node.number, pieces, self._division(epoch), excluded)
+
+    def _division(self, epoch: int) -> Division:
+        ranges: list[list[tuple[int, int]]] = [[] for _ in self._nodes]
+        first = 0
+        for part in self._parts:
+            assert part.built is not None
+            assert part.node is not None
+            num_samples = part.stop - part.start - len(part.built.failed)
+            if num_samples:
+                ranges[part.node.number].append((first, first + num_samples))
+            first += num_samples
+        homes = Homes(tuple(tuple(each) for each in ranges))
+        asked = max(each for each in self._fractions if each <= epoch)
+        fraction, seed = self._fractions[asked]
+        ranks = None
+        if self._ranks is not None:
+            node_ids, batch_size, drop_last = self._ranks
+            ranks = Ranks(tuple(self._nodes[node_id].number for node_id in node_ids), batch_size, drop_last)
+        return Division(homes, fraction, seed, epoch, ranks, self._past.get(epoch, ()))
+
+    async def sizes(self) -> dict[str, tuple[int, int]]:
+        """Count the bytes that are at home at each living node, and those it has borrowed."""
+        nodes = [node for node in self._nodes.values() if node.is_alive]
+        sizes = await asyncio.gather(*(node.actor.num_bytes.remote() for node in nodes))
+        return {node.id: size for node, size in zip(nodes, sizes, strict=True)}
+
+    async def close(self) -> None:
+        """End the actors of all nodes, and with them what nobody has mapped."""
+        for node in self._nodes.values():
+            ray.kill(node.actor)
+
+
+_NOT_YET = object()  # stands for the report of rows that were loaded before, elsewhere
+
+
+def _named(name: str) -> dict[str, Any]:
+    return {"name": name, "namespace": NAMESPACE, "lifetime": "detached"} if name else {}
+
+
+async def _living_nodes() -> list[dict[str, Any]]:
+    """List the nodes on which work may be done: a head node without cores is not meant for it."""
+    nodes = await asyncio.to_thread(ray.nodes)
+    return [node for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+
+
+@ray.remote(num_cpus=0)
+def _count_rows(table: Any) -> int:
+    return int(table.num_rows)
+
+
+@ray.remote(num_cpus=0)
+def _first_rows(block: RowBlock) -> list[Any]:
+    from in_memory_datasets.scale.blocks import BlockRows
+
+    return list(itertools.islice(BlockRows([block]), 128))

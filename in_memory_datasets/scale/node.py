@@ -1,0 +1,250 @@
+"""The actor of a node: loads the node's part into shared memory, shows it to the processes there, lends and borrows."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from in_memory_datasets.build import LoadRequest, load, num_cores
+from in_memory_datasets.errors import MemoryLimitError, StoreError
+from in_memory_datasets.memory import RESERVE_BYTES, free_memory
+from in_memory_datasets.rows import ColumnSpec, open_rows
+from in_memory_datasets.scale.blocks import BlockRows, RowBlock
+from in_memory_datasets.scale.view import NodeView, Piece, guests_key, slots_of_rows
+from in_memory_datasets.schema import Effort, LimitedBy, LoadReport, format_bytes, parse_bytes
+from in_memory_datasets.store import FAILED, Store, find_store, share_store
+from in_memory_datasets.store.parcels import Parcel, ParcelWriter, cut_parcel
+from in_memory_datasets.store.pieces import Pieces
+
+# What is asked of another node at once, and how many such parcels are under way to one node.
+_PARCEL_BYTES, _NUM_UNDER_WAY = 16 * 2**20, 4
+_PATIENCE_SECONDS = 600.0
+# The failures of a part that are told; all are counted.
+MAX_FAILURES = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a node has.
+
+    Attributes:
+        bytes_available: Memory that samples may take.
+        limited_by: What sets that limit.
+        num_cores: Cores that its actor may use.
+        machine: What tells the machine, or container, from others; several nodes may be on one.
+        pid: The process of its actor.
+    """
+
+    bytes_available: int
+    limited_by: LimitedBy
+    num_cores: int
+    machine: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A part that is loaded.
+
+    Attributes:
+        piece: Which, and where.
+        report: What the load did, with row numbers of the whole dataset; at most ten thousand failures.
+        failed: All rows that failed, where they are left out of the samples.
+        attached: Whether it was there already.
+    """
+
+    piece: Piece
+    report: LoadReport
+    failed: tuple[int, ...]
+    attached: bool
+
+
+@ray.remote(
+    num_cpus=0,
+    max_restarts=-1,
+    max_task_retries=-1,
+    concurrency_groups={"loading": 1, "lending": 4, "borrowing": 2, "watching": 2, "asking": 4},
+)
+class NodeActor:
+    """Holds what is at home at a node; one on each node.
+
+    Args:
+        job: What the processes of the node have in common.
+        request: What a load is told, without rows.
+        columns: How the user named the columns.
+    """
+
+    def __init__(self, job: str, request: LoadRequest, columns: tuple[ColumnSpec, ColumnSpec]) -> None:
+        self._job = job
+        self._request = replace(request, progress=self._tell, job=None)
+        self._columns = columns
+        self._num_done = 0
+        self._changed = threading.Condition()
+        self._stores: dict[Piece, Store] = {}
+        self._guests: OrderedDict[str, Store] = OrderedDict()
+
+    def _tell(self, num_more: int) -> None:
+        self._num_done += num_more
+
+    @ray.method(concurrency_group="asking")
+    def facts(self) -> Facts:
+        """Tell what this node has."""
+        free, limited_by = free_memory()
+        available = max(0, free - RESERVE_BYTES)
+        limit = self._request.memory_limit
+        if limit is not None and (most := parse_bytes(limit)) < available:
+            available, limited_by = most, "memory_limit"
+        return Facts(available, limited_by, num_cores(), _machine(), os.getpid())
+
+    @ray.method(concurrency_group="asking")
+    def num_done(self) -> int:
+        """Count the samples that are loaded, or have failed, since this actor was started."""
+        return self._num_done
+
+    @ray.method(concurrency_group="watching", max_task_retries=0)
+    def watch(self) -> None:
+        """Never return: who waits for it is told when this actor, or its node, ends."""
+        threading.Event().wait()
+
+    @ray.method(concurrency_group="loading")
+    def build(self, start: int, stop: int, blocks: Sequence[RowBlock]) -> Built:
+        """Load some rows, unless a process of this node has them already.
+
+        Raises:
+            LoadError: One could not be loaded, and `on_error` is "raise".
+            MemoryLimitError: They do not fit.
+        """
+        held = next((piece for piece in self._stores if (piece.start, piece.stop) == (start, stop)), None)
+        piece, effort = held or Piece(start, stop), Effort()
+        store = self._stores.get(piece) or find_store(self._job, piece.key)
+        was_there = store is not None
+        if store is None:
+            reader = open_rows(
+                BlockRows(blocks), media_col=self._columns[0], txt_col=self._columns[1], max_samples=None
+            )
+            reader.first_row = start
+            limit = self._request.memory_limit
+            if limit is not None:
+                limit = max(1, parse_bytes(limit) - sum(other.nbytes for other in self._stores.values()))
+            store, effort = load(replace(self._request, reader=reader, memory_limit=limit))
+        if store.directory is not None:
+            piece = replace(piece, directory=str(store.directory))
+        with self._changed:
+            if piece not in self._stores:
+                self._stores[piece] = _shown(self._job, piece.key, store) if store.directory is None else store
+            self._changed.notify_all()
+        return Built(piece, _report_of(store, effort, start), self._failed(store, start), was_there)
+
+    def _failed(self, store: Store, start: int) -> tuple[int, ...]:
+        if self._request.on_error != "skip":
+            return ()
+        return tuple((start + np.flatnonzero(store.table.status == FAILED)).tolist())
+
+    @ray.method(concurrency_group="lending")
+    def lend(self, rows: NDArray[np.int64]) -> Parcel:
+        """Give copies of some samples that are at home here; waits for those that are being loaded.
+
+        Raises:
+            StoreError: They have not been loaded here in ten minutes.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: (self._slots(rows) >= 0).all(), _PATIENCE_SECONDS):
+                raise StoreError(f"{len(rows):,} samples are asked of a node that does not hold all of them")
+            stores = dict(self._stores)
+        slots = slots_of_rows(tuple(stores), rows)
+        return cut_parcel(Pieces(list(stores.values()), [np.arange(one.start, one.stop) for one in stores]), slots)
+
+    def _slots(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return slots_of_rows(tuple(self._stores), rows)
+
+    @ray.method(concurrency_group="borrowing")
+    def borrow(self, view: NodeView, lenders: Sequence[Any]) -> int:
+        """Bring what this node serves of other nodes' samples here, and give how many bytes that is.
+
+        Raises:
+            MemoryLimitError: There is no room for it.
+        """
+        key, parts = guests_key(view.division), view.parts()
+        if not len(parts.foreign):
+            return 0
+        store = self._guests.get(key) or find_store(self._job, key)
+        if store is None:
+            store = _shown(self._job, key, self._fetch_guests(parts.guests, parts.owners, lenders))
+        with self._changed:
+            self._guests[key] = store
+            self._guests.move_to_end(key)
+            while len(self._guests) > 2:  # that of this epoch, and of the next one
+                self._guests.popitem(last=False)[1].close()
+        return store.nbytes
+
+    def _fetch_guests(self, rows: NDArray[np.int64], owners: NDArray[np.int64], lenders: Sequence[Any]) -> Store:
+        with self._changed:
+            own = list(self._stores.values())
+        num_bytes = max(1, round(sum(s.nbytes for s in own) / max(1, sum(s.num_samples for s in own))))
+        free = free_memory()[0] - RESERVE_BYTES
+        if own and len(rows) * num_bytes > free:
+            raise MemoryLimitError(
+                f"{len(rows):,} samples that this node serves in the next epoch are at home at others, and borrowing "
+                f"them takes {format_bytes(len(rows) * num_bytes)}; {format_bytes(max(0, free))} are free: give a "
+                "smaller fraction, or more nodes",
+                bytes_needed=len(rows) * num_bytes,
+                bytes_available=max(0, free),
+            )
+        encoded = self._request.storage == "encoded"
+        with ParcelWriter(self._request.spec, encoded=encoded, num_rows=len(rows)) as writer:
+            # A few on their way at once: the memory they take does not depend on how many there are.
+            under_way: deque[Any] = deque()
+            for part in _in_parcels(owners, max(1, _PARCEL_BYTES // num_bytes)):
+                if len(under_way) == _NUM_UNDER_WAY:
+                    writer.add(ray.get(under_way.popleft()))
+                under_way.append(lenders[int(owners[part.start])].lend.remote(rows[part]))
+            while under_way:
+                writer.add(ray.get(under_way.popleft()))
+            return writer.finish()
+
+    @ray.method(concurrency_group="asking")
+    def num_bytes(self) -> tuple[int, int]:
+        """Count the bytes that are at home here, and those that are borrowed."""
+        with self._changed:
+            guests = sum(store.nbytes for store in self._guests.values())
+            return sum(store.nbytes for store in self._stores.values()), guests
+
+
+def _in_parcels(owners: NDArray[np.int64], most: int) -> Iterator[slice]:
+    """Cut samples into runs of one owner, none longer than so many."""
+    start = 0
+    for stop in [*(np.flatnonzero(np.diff(owners)) + 1).tolist(), len(owners)]:
+        for first in range(start, stop, most):
+            yield slice(first, min(stop, first + most))
+        start = stop
+
+
+def _shown(job: str, key: str, store: Store) -> Store:
+    """Let the processes of this node attach to a store; give theirs, where another was quicker."""
+    return share_store(job, key, lambda show: store)
+
+
+def _report_of(store: Store, effort: Effort, first_row: int) -> LoadReport:
+    report = store.report(effort)
+    failures = [replace(failure, index=first_row + failure.index) for failure in report.failures[:MAX_FAILURES]]
+    return replace(report, failures=failures)
+
+
+def _machine() -> str:
+    """Tell the memory that this process draws on from that of other machines and containers."""
+    parts = []
+    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/cgroup"):
+        try:
+            parts.append(Path(path).read_text().strip())
+        except OSError:  # not Linux, where there is one node to a machine
+            parts.append("")
+    return " ".join(parts)

@@ -1,0 +1,279 @@
+"""A dataset in the memory of a cluster: each node loads its part, and together they serve every sample once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from numpy.typing import NDArray
+
+from in_memory_datasets import FetchOptions, InMemoryAudioTextDataset, InMemoryImageTextDataset
+from in_memory_datasets.errors import ConfigError, LoadError, MemoryLimitError, StoreError
+from in_memory_datasets.scale import ShardedDataset, load_on_cluster
+from tests.scale.ranks import all_at_once, end_ranks, living_nodes, on_node, start_ranks
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+
+NUM_SAMPLES = 101
+
+
+def picture(number: int) -> NDArray[np.uint8]:
+    return np.full((6, 8, 3), number % 251, np.uint8)
+
+
+def picture_rows(num_samples: int = NUM_SAMPLES) -> list[dict[str, Any]]:
+    return [{"image_url": picture(i), "caption": f"caption {i}"} for i in range(num_samples)]
+
+
+def clip_rows(num_samples: int = NUM_SAMPLES) -> list[dict[str, Any]]:
+    return [
+        {"audio": {"array": np.full(10 + i % 7, (1 + i % 90) / 100), "sampling_rate": 100}, "caption": f"caption {i}"}
+        for i in range(num_samples)
+    ]
+
+
+@ray.remote(num_cpus=0)
+def read(sharded: ShardedDataset[Any], epoch: int | None = None) -> list[tuple[int, str, int]]:
+    """Give row, caption and the sum of the media of all that a node serves."""
+    with sharded.local_shard(epoch) as dataset:
+        samples = [dataset[i] for i in range(len(dataset))]
+    media = "audio" if "audio" in (samples or [{}])[0] else "image"
+    return [(each["index"], each["caption"], round(float(each[media].double().sum()))) for each in samples]
+
+
+def read_everywhere(sharded: ShardedDataset[Any], epoch: int | None = None) -> list[list[tuple[int, str, int]]]:
+    refs = [read.options(**on_node(node_id)).remote(sharded, epoch) for node_id in living_nodes()]
+    return list(ray.get(refs, timeout=60))
+
+
+def expected_pictures(num_samples: int = NUM_SAMPLES) -> list[tuple[int, str, int]]:
+    return [(i, f"caption {i}", int(picture(i).astype(int).sum())) for i in range(num_samples)]
+
+
+def test_each_node_holds_a_part_and_together_they_have_every_sample_once() -> None:
+    """Two nodes hold half of the pictures each, with the rows, captions and pixels they have on one machine."""
+    with load_on_cluster(InMemoryImageTextDataset, picture_rows(), image_size=(8, 6), progress=False) as sharded:
+        parts = read_everywhere(sharded)
+        report = sharded.report
+    assert [len(part) for part in parts] == [51, 50]
+    assert [sample for part in parts for sample in part] == expected_pictures()
+    assert (report.num_samples, report.num_ok, report.events) == (NUM_SAMPLES, NUM_SAMPLES, ())
+    assert list(report.nodes.values()) == [51, 50]
+
+
+def test_clips_are_served_as_on_one_machine() -> None:
+    """Of clips the cluster serves the same frames and captions as one machine."""
+    kwargs: dict[str, Any] = {"target_sr": 100, "max_duration": 1.0, "progress": False}
+    with InMemoryAudioTextDataset(clip_rows(), **kwargs) as alone:
+        expected = [(i, alone[i]["caption"], round(float(alone[i]["audio"].double().sum()))) for i in range(len(alone))]
+    with load_on_cluster(InMemoryAudioTextDataset, clip_rows(), **kwargs) as sharded:
+        parts = read_everywhere(sharded)
+    assert [sample for part in parts for sample in part] == expected
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
+def test_after_a_reshuffle_every_sample_is_served_once(fraction: float) -> None:
+    """For any fraction, three epochs in a row, the nodes serve every sample once, and other ones each time."""
+    with load_on_cluster(InMemoryImageTextDataset, picture_rows(), image_size=(8, 6), progress=False) as sharded:
+        served = []
+        for epoch in range(1, 4):
+            sharded.reshuffle(epoch, fraction=fraction)
+            parts = read_everywhere(sharded)
+            assert sorted(sample for part in parts for sample in part) == expected_pictures()
+            served.append({index for index, _, _ in parts[0]})
+        home = set(range(51))
+        moved = [len(each - home) for each in served]
+        again = read_everywhere(sharded, 2)
+    assert {index for index, _, _ in again[0]} == served[1]
+    if fraction == 0:
+        assert moved == [0, 0, 0]
+    else:
+        assert all(0 < each <= np.ceil(fraction * 51) for each in moved)
+        assert len({frozenset(each) for each in served}) == 3
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_ranks_train_on_every_sample_once_while_samples_are_exchanged(num_workers: int) -> None:
+    """Four ranks on two nodes: every sample once in each of three epochs, and as many batches on every rank."""
+    nodes = living_nodes()
+    placed = [nodes[0], nodes[1], nodes[1], nodes[0]]
+    with load_on_cluster(InMemoryImageTextDataset, picture_rows(), image_size=(8, 6), progress=False) as sharded:
+        ranks = start_ranks(sharded, placed, num_workers=num_workers)
+        orders = []
+        for epoch in range(3):
+            all_at_once(ranks, "set_epoch", epoch)
+            all_at_once(ranks, "reshuffle", epoch + 1, 0.3)  # goes on while this epoch is read
+            batches = all_at_once(ranks, "take")
+            assert {len(of_rank) for of_rank in batches} == set(all_at_once(ranks, "num_batches")) == {7}
+            seen = [sample for of_rank in batches for batch in of_rank for sample in batch]
+            assert sorted(seen) == expected_pictures()
+            orders.append(seen)
+        assert orders[0] != orders[1] != orders[2]
+        end_ranks(ranks, placed)
+
+
+def test_ranks_on_one_node_serve_what_the_other_holds() -> None:
+    """Where all ranks run on one node, it borrows all that the other one holds."""
+    nodes = living_nodes()
+    with load_on_cluster(InMemoryImageTextDataset, picture_rows(), image_size=(8, 6), progress=False) as sharded:
+        placed = [nodes[0], nodes[0]]
+        ranks = start_ranks(sharded, placed)
+        all_at_once(ranks, "set_epoch", 0)
+        batches = all_at_once(ranks, "take")
+        assert sorted(sample for of_rank in batches for batch in of_rank for sample in batch) == expected_pictures()
+        _, guests = sharded.nbytes[nodes[0]]
+        assert guests >= 50 * picture(0).nbytes
+        end_ranks(ranks, placed)
+
+
+def test_the_same_seed_gives_the_same_batches() -> None:
+    """Two loads of the same rows, and ranks placed alike, give the same batches with one worker or none."""
+    placed, runs = living_nodes(), []
+    for num_workers in (0, 1):
+        with load_on_cluster(InMemoryImageTextDataset, picture_rows(), image_size=(8, 6), progress=False) as sharded:
+            sharded.reshuffle(1, fraction=0.5)
+            ranks = start_ranks(sharded, placed, num_workers=num_workers)
+            all_at_once(ranks, "set_epoch", 1)
+            runs.append(all_at_once(ranks, "take"))
+            end_ranks(ranks, placed)
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("on_error", ["placeholder", "skip"])
+def test_failed_rows_are_told_with_their_numbers_in_the_whole_dataset(on_error: str) -> None:
+    """A failure keeps its row number; a placeholder stands for it, or with "skip" nobody is dealt it."""
+    rows = picture_rows()
+    for bad in (3, 70, 71):
+        rows[bad]["image_url"] = b"no picture"
+    with load_on_cluster(
+        InMemoryImageTextDataset, rows, image_size=(8, 6), on_error=on_error, progress=False
+    ) as sharded:
+        sharded.reshuffle(1, fraction=0.5)
+        parts = read_everywhere(sharded)
+        report = sharded.report
+        placed = living_nodes()
+        ranks = start_ranks(sharded, placed)
+        all_at_once(ranks, "set_epoch", 1)
+        batches = all_at_once(ranks, "take")
+        end_ranks(ranks, placed)
+    assert [failure.index for failure in report.failures] == [3, 70, 71]
+    assert report.by_reason == {"not_media": 3}
+    seen = sorted(index for part in parts for index, _, _ in part)
+    dealt = sorted(index for of_rank in batches for batch in of_rank for index, _, _ in batch)
+    expected = [i for i in range(NUM_SAMPLES) if on_error == "placeholder" or i not in (3, 70, 71)]
+    assert seen == dealt == expected
+
+
+def test_what_is_wrong_is_told_before_anything_is_loaded() -> None:
+    """A column that is not there, an impossible size and arguments for one machine alone are ConfigErrors at once."""
+    rows = picture_rows(4)
+    with pytest.raises(ConfigError, match="there is no column 'url'"):
+        load_on_cluster(InMemoryImageTextDataset, rows, "url")
+    with pytest.raises(ConfigError, match="image_size"):
+        load_on_cluster(InMemoryImageTextDataset, rows, image_size=(0, 1))
+    with pytest.raises(ConfigError, match="wait=False is for one machine"):
+        load_on_cluster(InMemoryImageTextDataset, rows, wait=False)
+    with pytest.raises(ConfigError, match="Parquet or of CSV"):
+        load_on_cluster(InMemoryImageTextDataset, "/data/rows.txt")
+
+
+def test_a_dataset_that_fits_nowhere_is_refused_with_the_numbers() -> None:
+    """With a limit for each node, the refusal says what all need, what all have, and how many would fit."""
+    with pytest.raises(MemoryLimitError, match=r"1,000 samples need .* the 2 nodes have .*; \d+ would fit"):
+        load_on_cluster(
+            InMemoryImageTextDataset, picture_rows(1000), image_size=(80, 60), memory_limit="5MB", progress=False
+        )
+
+
+def test_a_load_in_which_nothing_loads_is_an_error() -> None:
+    """Where not one sample of the cluster can be loaded, LoadError says why; where one can, it is a dataset."""
+    rows = [{"image_url": b"no picture", "caption": ""} for _ in range(20)]
+    with pytest.raises(LoadError, match="not_media"):
+        load_on_cluster(InMemoryImageTextDataset, rows, image_size=(8, 6), progress=False)
+    rows[0]["image_url"] = picture(0)  # type: ignore[assignment]
+    with load_on_cluster(InMemoryImageTextDataset, rows, image_size=(8, 6), progress=False) as sharded:
+        assert sharded.report.num_ok == 1
+
+
+def test_the_first_failure_ends_a_load_that_is_to_raise() -> None:
+    """With on_error="raise" the error names the row by its number in the whole dataset."""
+    rows = picture_rows()
+    rows[90]["image_url"] = b"no picture"
+    with pytest.raises(LoadError, match="row 90"):
+        load_on_cluster(InMemoryImageTextDataset, rows, image_size=(8, 6), on_error="raise", progress=False)
+
+
+def test_sources_are_fetched_by_the_nodes(picture_server: Any) -> None:
+    """Rows that name pictures on a server are fetched once each, and what the server lacks is a failure."""
+    rows = [{"image_url": f"{picture_server.url}/{i}.png", "caption": f"caption {i}"} for i in range(40)]
+    rows[7]["image_url"] = f"{picture_server.url}/missing.png"
+    fetch = FetchOptions(allow_private_addresses=True)
+    with load_on_cluster(InMemoryImageTextDataset, rows, image_size=(8, 6), fetch=fetch, progress=False) as sharded:
+        report = sharded.report
+    assert report.num_ok == 39
+    assert [failure.reason for failure in report.failures] == ["http_404"]
+    assert sorted(picture_server.asked) == sorted({row["image_url"].rpartition("/")[2] for row in rows})
+
+
+def test_a_named_dataset_is_found_again() -> None:
+    """Under its name a dataset is found, and given again to who loads the same; anything else is refused."""
+    rows = picture_rows(10)
+    sharded = load_on_cluster(InMemoryImageTextDataset, rows, image_size=(8, 6), name="birds", progress=False)
+    try:
+        assert ShardedDataset.find("birds").report.num_ok == 10
+        again = load_on_cluster(InMemoryImageTextDataset, rows, image_size=(8, 6), name="birds", progress=False)
+        assert again.report.num_ok == 10
+        with pytest.raises(ConfigError, match="another dataset of the name 'birds'"):
+            load_on_cluster(InMemoryImageTextDataset, rows, image_size=(6, 8), name="birds", progress=False)
+    finally:
+        sharded.close()
+    with pytest.raises(StoreError, match="no dataset 'birds'"):
+        ShardedDataset.find("birds")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data")
+def test_parquet_csv_and_ray_datasets_are_read_by_the_cluster(tmp_path: Any, encode_png: Callable[..., bytes]) -> None:
+    """Files of rows, and Ray's own datasets, give the same samples as the rows themselves, in order."""
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet
+    import ray.data
+
+    for number in range(12):
+        (tmp_path / f"{number}.png").write_bytes(encode_png(picture(number)))
+    rows = [{"image_url": str(tmp_path / f"{i}.png"), "caption": f"caption {i}"} for i in range(12)]
+    table = pa.Table.from_pylist(rows)
+    pa.parquet.write_table(table.slice(0, 5), tmp_path / "a.parquet")
+    pa.parquet.write_table(table.slice(5), tmp_path / "b.parquet")
+    pa.csv.write_csv(table, tmp_path / "rows.csv")
+    inputs = [
+        [tmp_path / "a.parquet", tmp_path / "b.parquet"],
+        tmp_path / "rows.csv",
+        ray.data.from_items(rows),
+        ray.data.from_items(
+            [{"image_url": encode_png(picture(i)), "caption": f"caption {i}"} for i in range(12)]
+        ).repartition(3),
+    ]
+    for data in inputs:
+        with load_on_cluster(InMemoryImageTextDataset, data, image_size=(8, 6), progress=False) as sharded:
+            parts = read_everywhere(sharded)
+        assert [sample for part in parts for sample in part] == expected_pictures(12)
+    with load_on_cluster(
+        InMemoryImageTextDataset, inputs[0], max_samples=7, image_size=(8, 6), progress=False
+    ) as sharded:
+        assert sharded.report.num_samples == 7
+
+
+@pytest.mark.parametrize("storage", ["encoded", "auto"])
+def test_samples_that_lie_encoded_are_lent_as_they_lie(storage: str, encode_png: Callable[..., bytes]) -> None:
+    """With encoded storage the nodes serve, and exchange, what decodes to the same pixels; "auto" takes decoded."""
+    rows = [{"image_url": encode_png(picture(i)), "caption": f"caption {i}"} for i in range(NUM_SAMPLES)]
+    with load_on_cluster(InMemoryImageTextDataset, rows, image_size=(8, 6), storage=storage, progress=False) as sharded:
+        sharded.reshuffle(1, fraction=1.0)
+        parts = read_everywhere(sharded)
+        report = sharded.report
+    assert sorted(sample for part in parts for sample in part) == expected_pictures()
+    assert report.num_encoded == (NUM_SAMPLES if storage == "encoded" else 0)

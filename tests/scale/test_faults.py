@@ -1,0 +1,238 @@
+"""Workers, actors and whole nodes that are killed: nothing is lost, nothing comes twice, and the report tells it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from in_memory_datasets import FetchOptions, InMemoryImageTextDataset
+from in_memory_datasets.scale import ShardedDataset, load_on_cluster
+from tests.scale.ranks import all_at_once, end_ranks, living_nodes, start_ranks
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster"), pytest.mark.timeout(120)]
+
+NUM_SAMPLES = 120
+ALL_ROWS = list(range(NUM_SAMPLES))
+LOCAL = FetchOptions(allow_private_addresses=True)
+
+
+def load(server: Any, **kwargs: Any) -> ShardedDataset[InMemoryImageTextDataset]:
+    rows = [{"image_url": f"{server.url}/{i}.png", "caption": f"caption {i}"} for i in ALL_ROWS]
+    return load_on_cluster(InMemoryImageTextDataset, rows, image_size=(8, 6), fetch=LOCAL, progress=False, **kwargs)
+
+
+def load_meanwhile(server: Any, **kwargs: Any) -> tuple[threading.Thread, list[Any]]:
+    """Load in a thread, against a server that answers nobody before its gate is opened."""
+    server.gate.clear()
+    loaded: list[Any] = []
+    thread = threading.Thread(target=lambda: loaded.append(load(server, **kwargs)))
+    thread.start()
+    return thread, loaded
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it has not come to that"
+        time.sleep(0.05)
+
+
+def rows_of(batches: Sequence[Sequence[Sequence[tuple[int, str, int]]]]) -> list[int]:
+    for of_rank in batches:
+        for batch in of_rank:
+            for index, caption, total in batch:
+                assert (caption, total) == (f"caption {index}", 144 * (index % 251))
+    return [index for of_rank in batches for batch in of_rank for index, _, _ in batch]
+
+
+def pid_of_actor(sharded: ShardedDataset[Any], node_id: str) -> int:
+    return int(next(node.facts.pid for node in sharded.plan.nodes if node.node_id == node_id))
+
+
+def actor_processes() -> dict[str, list[int]]:
+    """Find the processes of node actors, by the node's raylet."""
+    import psutil
+
+    found: dict[str, list[int]] = {}
+    for process in psutil.process_iter(["pid", "cmdline", "ppid"]):
+        if "NodeActor" in " ".join(process.info["cmdline"] or []):
+            found.setdefault(str(process.info["ppid"]), []).append(process.info["pid"])
+    return found
+
+
+def test_a_killed_rank_goes_on_with_what_its_node_holds(picture_server: Any) -> None:
+    """A rank that is killed is started anew, attaches, and goes on from its last state; nobody loads anything."""
+    placed = living_nodes()
+    with load(picture_server) as sharded:
+        ranks = start_ranks(sharded, placed)
+        all_at_once(ranks, "set_epoch", 0)
+        seen = rows_of(all_at_once(ranks, "take", 5))
+        state = ray.get(ranks[0].state.remote())
+        os.kill(ray.get(ranks[1].pid.remote()), signal.SIGKILL)
+        end_ranks(ranks, placed)
+        ranks = start_ranks(sharded, placed)
+        all_at_once(ranks, "load_state", state)
+        seen += rows_of(all_at_once(ranks, "take"))
+        assert sorted(seen) == ALL_ROWS
+        assert sharded.report.events == ()
+        end_ranks(ranks, placed)
+    assert Counter(picture_server.asked).most_common(1)[0][1] == 1
+
+
+@pytest.mark.parametrize("is_attached", [True, False])
+def test_a_killed_actor_has_its_samples_back(picture_server: Any, is_attached: bool) -> None:
+    """An actor that is killed in training has its samples from the ranks that map them, else from the sources."""
+    placed = living_nodes()
+    with load(picture_server) as sharded:
+        ranks = start_ranks(sharded, placed) if is_attached else []
+        all_at_once(ranks, "set_epoch", 0)
+        seen = rows_of(all_at_once(ranks, "take", 5))
+        os.kill(pid_of_actor(sharded, placed[1]), signal.SIGKILL)
+        seen += rows_of(all_at_once(ranks, "take"))
+        if is_attached:
+            assert sorted(seen) == ALL_ROWS
+        wait_until(lambda: any("rows" in event for event in sharded.report.events))
+        newcomers = start_ranks(sharded, placed)
+        all_at_once(newcomers, "reshuffle", 1, 0.5)  # for which the actor lends
+        all_at_once(newcomers, "set_epoch", 1)
+        assert sorted(rows_of(all_at_once(newcomers, "take"))) == ALL_ROWS
+        events = " ".join(sharded.report.events)
+        assert ("attached again" if is_attached else "loaded again") in events
+        end_ranks([*ranks, *newcomers], [*(placed if is_attached else []), *placed])
+    assert Counter(picture_server.asked).most_common(1)[0][1] == (1 if is_attached else 2)
+
+
+def test_an_actor_that_is_killed_while_it_loads_loads_its_part_again(picture_server: Any) -> None:
+    """An actor that is killed in loading is started anew and loads its part; every sample is there once."""
+    before = {pid for pids in actor_processes().values() for pid in pids}
+    thread, loaded = load_meanwhile(picture_server)
+    wait_until(lambda: len(picture_server.asked) >= 40)
+    victim = next(pid for pids in actor_processes().values() for pid in pids if pid not in before)
+    os.kill(victim, signal.SIGKILL)
+    picture_server.gate.set()
+    thread.join(100)
+    with loaded[0] as sharded:
+        report = sharded.report
+        assert (report.num_samples, report.num_ok) == (NUM_SAMPLES, NUM_SAMPLES)
+        placed = living_nodes()
+        ranks = start_ranks(sharded, placed)
+        all_at_once(ranks, "set_epoch", 0)
+        assert sorted(rows_of(all_at_once(ranks, "take"))) == ALL_ROWS
+        end_ranks(ranks, placed)
+
+
+def test_a_node_that_is_lost_while_it_loads_is_replaced_by_the_others(
+    picture_server: Any, cluster: Cluster, add_node: Callable[[], Any]
+) -> None:
+    """Of a node that is lost in loading the others load the rows, and the report says so; nothing comes twice."""
+    node = add_node()
+    thread, loaded = load_meanwhile(picture_server)
+    wait_until(lambda: len(picture_server.asked) >= 60)
+    cluster.remove_node(node, allow_graceful=False)
+    picture_server.gate.set()
+    thread.join(100)
+    with loaded[0] as sharded:
+        report = sharded.report
+        assert (report.num_samples, report.num_ok) == (NUM_SAMPLES, NUM_SAMPLES)
+        assert sum(report.nodes.values()) == NUM_SAMPLES
+        assert report.nodes[node.node_id] == 0
+        assert any("was lost, with 40 rows" in event for event in report.events)
+        placed = living_nodes()
+        ranks = start_ranks(sharded, placed)
+        all_at_once(ranks, "set_epoch", 0)
+        assert sorted(rows_of(all_at_once(ranks, "take"))) == ALL_ROWS
+        end_ranks(ranks, placed)
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_a_node_that_is_lost_in_training_is_replaced_by_the_others(
+    picture_server: Any, cluster: Cluster, add_node: Callable[[], Any], tmp_path: Path, is_cached: bool
+) -> None:
+    """When a node is lost the job goes on from its last state on the others, which load its part: from the shared
+    directory where there is one, else from the sources; every sample comes once."""
+    node = add_node()
+    placed = living_nodes()
+    with load(picture_server, cache_dir=tmp_path if is_cached else None) as sharded:
+        assert len(set(placed)) == 3
+        ranks = start_ranks(sharded, placed)
+        all_at_once(ranks, "reshuffle", 0, 0.3)
+        all_at_once(ranks, "set_epoch", 0)
+        seen = rows_of(all_at_once(ranks, "take", 4))
+        state = ray.get(ranks[0].state.remote())
+        num_asked = len(picture_server.asked)
+        cluster.remove_node(node, allow_graceful=False)
+        end_ranks(ranks, placed)
+        placed = [each for each in placed if each != node.node_id]
+        ranks = start_ranks(sharded, placed)
+        all_at_once(ranks, "load_state", state)
+        seen += rows_of(all_at_once(ranks, "take"))
+        assert sorted(seen) == ALL_ROWS
+        all_at_once(ranks, "set_epoch", 1)
+        assert sorted(rows_of(all_at_once(ranks, "take"))) == ALL_ROWS
+        report = sharded.report
+        assert any("was lost" in event for event in report.events)
+        assert (report.num_samples, report.num_ok) == (NUM_SAMPLES, NUM_SAMPLES)
+        end_ranks(ranks, placed)
+    num_again = len(picture_server.asked) - num_asked
+    assert num_again == 0 if is_cached else 0 < num_again <= 40
+
+
+def test_a_job_goes_on_with_three_nodes_where_two_left_off(picture_server: Any, add_node: Callable[[], Any]) -> None:
+    """The state of two ranks on two nodes is resumed by three ranks on three nodes, in a load of its own."""
+    with load(picture_server) as sharded:
+        placed = living_nodes()
+        ranks = start_ranks(sharded, placed)
+        all_at_once(ranks, "reshuffle", 2, 0.3)
+        all_at_once(ranks, "set_epoch", 2)
+        seen = rows_of(all_at_once(ranks, "take", 6))
+        state = ray.get(ranks[0].state.remote())
+        assert (state["epoch"], state["consumed"], state["num_samples"]) == (2, 48, NUM_SAMPLES)
+        end_ranks(ranks, placed)
+    add_node()
+    with load(picture_server) as sharded:
+        placed = living_nodes()
+        ranks = start_ranks(sharded, placed, batch_size=5)
+        assert len(ranks) == 3
+        all_at_once(ranks, "load_state", state)
+        seen += rows_of(all_at_once(ranks, "take", 2))
+        states = all_at_once(ranks, "state")
+        assert states[0] == states[1] == states[2]
+        assert states[0]["consumed"] == 48 + 30
+        seen += rows_of(all_at_once(ranks, "take"))
+        assert sorted(seen) == ALL_ROWS
+        all_at_once(ranks, "set_epoch", 3)
+        assert sorted(rows_of(all_at_once(ranks, "take"))) == ALL_ROWS
+        end_ranks(ranks, placed)
+
+
+def test_the_driver_may_leave_and_come_back(picture_server: Any, cluster: Cluster) -> None:
+    """A dataset with a name outlives the driver that loaded it; another driver finds it and loads nothing again."""
+    script = f"""
+import ray
+from tests.scale.test_faults import load
+ray.init(address={cluster.address!r}, log_to_driver=False, logging_level="error")
+class Server:
+    url = {picture_server.url!r}
+load(Server, name="of another driver")
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=100, cwd=Path(__file__).parents[2])
+    num_asked = len(picture_server.asked)
+    with ShardedDataset.find("of another driver") as sharded:
+        placed = living_nodes()
+        ranks = start_ranks(sharded, placed)
+        all_at_once(ranks, "set_epoch", 0)
+        assert sorted(rows_of(all_at_once(ranks, "take"))) == ALL_ROWS
+        end_ranks(ranks, placed)
+    assert len(picture_server.asked) == num_asked == NUM_SAMPLES
