@@ -14,11 +14,20 @@ from in_memory_datasets.errors import MissingExtraError
 if TYPE_CHECKING:
     from in_memory_datasets.scale.division import DEFAULT_FRACTION
     from in_memory_datasets.scale.planning import ClusterPlan
+    from in_memory_datasets.scale.ray_data import from_ray_dataset
     from in_memory_datasets.scale.reporting import ClusterReport
     from in_memory_datasets.scale.sampler import ShardSampler
     from in_memory_datasets.scale.sharded import ShardedDataset, load_on_cluster
 
-__all__ = ["DEFAULT_FRACTION", "ClusterPlan", "ClusterReport", "ShardSampler", "ShardedDataset", "load_on_cluster"]
+__all__ = [
+    "DEFAULT_FRACTION",
+    "ClusterPlan",
+    "ClusterReport",
+    "ShardSampler",
+    "ShardedDataset",
+    "from_ray_dataset",
+    "load_on_cluster",
+]
 
 _MODULES = {
     "DEFAULT_FRACTION": "division",
@@ -26,6 +35,7 @@ _MODULES = {
     "ClusterReport": "reporting",
     "ShardSampler": "sampler",
     "ShardedDataset": "sharded",
+    "from_ray_dataset": "ray_data",
     "load_on_cluster": "sharded",
 }
 

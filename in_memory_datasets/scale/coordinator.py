@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,6 +55,7 @@ class _Part:
     node: _Node | None = None
     built: Built | None = None
     report: Any = None
+    version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +227,7 @@ class Coordinator:
                 continue
             try:
                 blocks = part_of(self._blocks, part.start, part.stop)
-                built = await node.actor.build.remote(part.start, part.stop, blocks)
+                built = await node.actor.build.remote(part.start, part.stop, part.version, blocks)
             except LOST:
                 self._lose(node)
                 continue
@@ -380,6 +381,33 @@ class Coordinator:
             node_ids, batch_size, drop_last = self._ranks
             ranks = Ranks(tuple(self._nodes[node_id].number for node_id in node_ids), batch_size, drop_last)
         return Division(homes, fraction, seed, epoch, ranks, self._past.get(epoch, ()))
+
+    async def holders(self, start: int, stop: int) -> list[tuple[int, int, Any]]:
+        """Tell whose actors hold some rows: (first row, the one behind the last, actor), in order."""
+        await self._whole()
+        held = []
+        for part in self._parts:
+            first, last = max(start, part.start), min(stop, part.stop)
+            if first < last and part.node is not None:
+                held.append((first, last, part.node.actor))
+        return held
+
+    async def retry_failed(self, reasons: Collection[str] | None) -> ClusterReport:
+        """Have loaded again what failed, each part by the node that holds it."""
+        await self._whole()
+        await asyncio.gather(*(self._mend(part, reasons) for part in self._parts))
+        return await self.report()
+
+    async def _mend(self, part: _Part, reasons: Collection[str] | None) -> None:
+        assert part.node is not None
+        blocks = part_of(self._blocks, part.start, part.stop)
+        try:
+            built = await part.node.actor.mend.remote(part.start, part.stop, blocks, reasons)
+        except LOST:
+            return  # it is loaded again as a whole
+        async with self._changed:
+            part.built, part.report, part.version = built, built.report, built.piece.version
+            self._changed.notify_all()
 
     async def sizes(self) -> dict[str, tuple[int, int]]:
         """Count the bytes that are at home at each living node, and those it has borrowed."""

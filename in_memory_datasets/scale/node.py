@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from in_memory_datasets.build import LoadRequest, load, num_cores
+from in_memory_datasets.build import LoadRequest, load, num_cores, retry
 from in_memory_datasets.errors import MemoryLimitError, StoreError
 from in_memory_datasets.memory import RESERVE_BYTES, free_memory
-from in_memory_datasets.rows import ColumnSpec, open_rows
+from in_memory_datasets.rows import ColumnSpec, RowReader, open_rows
 from in_memory_datasets.scale.blocks import BlockRows, RowBlock
 from in_memory_datasets.scale.view import NodeView, Piece, guests_key, slots_of_rows
 from in_memory_datasets.schema import Effort, LimitedBy, LoadReport, format_bytes, parse_bytes
@@ -116,33 +116,57 @@ class NodeActor:
         threading.Event().wait()
 
     @ray.method(concurrency_group="loading")
-    def build(self, start: int, stop: int, blocks: Sequence[RowBlock]) -> Built:
+    def build(self, start: int, stop: int, version: int, blocks: Sequence[RowBlock]) -> Built:
         """Load some rows, unless a process of this node has them already.
 
         Raises:
             LoadError: One could not be loaded, and `on_error` is "raise".
             MemoryLimitError: They do not fit.
         """
-        held = next((piece for piece in self._stores if (piece.start, piece.stop) == (start, stop)), None)
-        piece, effort = held or Piece(start, stop), Effort()
+        piece, effort = self._held(start, stop) or Piece(start, stop, version=version), Effort()
         store = self._stores.get(piece) or find_store(self._job, piece.key)
         was_there = store is not None
         if store is None:
-            reader = open_rows(
-                BlockRows(blocks), media_col=self._columns[0], txt_col=self._columns[1], max_samples=None
-            )
-            reader.first_row = start
             limit = self._request.memory_limit
             if limit is not None:
                 limit = max(1, parse_bytes(limit) - sum(other.nbytes for other in self._stores.values()))
-            store, effort = load(replace(self._request, reader=reader, memory_limit=limit))
+            store, effort = load(replace(self._request, reader=self._reader(start, blocks), memory_limit=limit))
+        piece = self._keep(piece, store)
+        return Built(piece, _report_of(store, effort, start), self._failed(store, start), was_there)
+
+    @ray.method(concurrency_group="loading")
+    def mend(self, start: int, stop: int, blocks: Sequence[RowBlock], reasons: Collection[str] | None) -> Built:
+        """Load again what failed in some rows that are held here, see `build.retry`."""
+        piece = self._held(start, stop)
+        assert piece is not None
+        store = self._stores[piece]
+        request = replace(self._request, reader=self._reader(start, blocks))
+        mended, effort = retry(request, store, attempt=piece.version, reasons=reasons)
+        if mended is not store:
+            with self._changed:
+                del self._stores[piece]
+                piece = self._keep(replace(piece, version=piece.version + 1), mended)
+            store.close()
+        return Built(piece, _report_of(mended, effort, start), self._failed(mended, start), attached=False)
+
+    def _held(self, start: int, stop: int) -> Piece | None:
+        return next((piece for piece in self._stores if (piece.start, piece.stop) == (start, stop)), None)
+
+    def _reader(self, start: int, blocks: Sequence[RowBlock]) -> RowReader:
+        media_col, txt_col = self._columns
+        reader = open_rows(BlockRows(blocks), media_col=media_col, txt_col=txt_col, max_samples=None)
+        reader.first_row = start
+        return reader
+
+    def _keep(self, piece: Piece, store: Store) -> Piece:
+        """Hold a store, and let the processes of this node have it."""
         if store.directory is not None:
             piece = replace(piece, directory=str(store.directory))
         with self._changed:
             if piece not in self._stores:
                 self._stores[piece] = _shown(self._job, piece.key, store) if store.directory is None else store
             self._changed.notify_all()
-        return Built(piece, _report_of(store, effort, start), self._failed(store, start), was_there)
+        return piece
 
     def _failed(self, store: Store, start: int) -> tuple[int, ...]:
         if self._request.on_error != "skip":
@@ -229,8 +253,11 @@ def _in_parcels(owners: NDArray[np.int64], most: int) -> Iterator[slice]:
 
 
 def _shown(job: str, key: str, store: Store) -> Store:
-    """Let the processes of this node attach to a store; give theirs, where another was quicker."""
-    return share_store(job, key, lambda show: store)
+    """Let the processes of this node attach to a store; give theirs, where they have it already."""
+    shown = share_store(job, key, lambda show: store)
+    if shown is not store:
+        store.close()
+    return shown
 
 
 def _report_of(store: Store, effort: Effort, first_row: int) -> LoadReport:

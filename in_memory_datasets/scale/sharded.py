@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
@@ -19,6 +20,7 @@ from in_memory_datasets.errors import ConfigError, StoreError
 from in_memory_datasets.scale.coordinator import NAMESPACE, Coordinator, Description
 from in_memory_datasets.scale.division import DEFAULT_FRACTION, Past
 from in_memory_datasets.scale.planning import ClusterPlan
+from in_memory_datasets.scale.ray_data import to_ray_dataset
 from in_memory_datasets.scale.reporting import ClusterReport
 from in_memory_datasets.scale.sampler import ShardSampler
 from in_memory_datasets.scale.view import Board, NodeShare, NodeView
@@ -83,7 +85,8 @@ def load_on_cluster(
         if source is None:
             _send_rows(coordinator, reader)
         else:
-            _get(coordinator.read_rows.remote(source, reader.max_rows if kwargs.get("max_samples") else None))
+            most = inspect.signature(cls).bind(data, *args, **kwargs).arguments.get("max_samples")
+            _get(coordinator.read_rows.remote(source, most))
         _get(coordinator.plan.remote())
         _wait_for_load(coordinator, shows_progress=shows_progress)
     except BaseException:
@@ -231,6 +234,24 @@ class ShardedDataset(Generic[DatasetT]):
             raise ConfigError(f"fraction={fraction!r}: expected a number from 0 to 1")
         _get(self._coordinator.reshuffle.remote(epoch, float(fraction), seed))
 
+    def to_ray_dataset(self) -> Any:
+        """Give all samples as a `ray.data.Dataset`, a few at a time as they are asked for, see `ray_data`."""
+        return to_ray_dataset(self._description, self._coordinator)
+
+    def retry_failed(self, *, reasons: Collection[str] | None = None) -> ClusterReport:
+        """Load again only what failed, each node its own, and return the new report.
+
+        What `local_shard` gave follows when it turns to another epoch.
+
+        Args:
+            reasons: Only what failed for one of these, as of `retry_failed` of a dataset.
+
+        Raises:
+            ConfigError: There is no such reason.
+        """
+        report: ClusterReport = _get(self._coordinator.retry_failed.remote(reasons))
+        return report
+
     @property
     def report(self) -> ClusterReport:
         """Sum up what all nodes did, and what happened to them since."""
@@ -242,6 +263,9 @@ class ShardedDataset(Generic[DatasetT]):
         """What each node has, and how much of it this takes."""
         plan: ClusterPlan = _get(self._coordinator.plan.remote())
         return plan
+
+    def __len__(self) -> int:
+        return self.plan.num_samples
 
     @property
     def nbytes(self) -> dict[str, tuple[int, int]]:

@@ -35,16 +35,18 @@ class Piece:
         start: The first row.
         stop: The one behind the last.
         directory: Where the store lies; None for memory.
+        version: How often what failed in it was loaded again.
     """
 
     start: int
     stop: int
     directory: str | None = None
+    version: int = 0
 
     @property
     def key(self) -> str:
         """What its store is shown under."""
-        return f"rows {self.start}-{self.stop}"
+        return f"rows {self.start}-{self.stop}, {self.version} times mended"
 
 
 def guests_key(division: Division) -> str:

@@ -113,12 +113,14 @@ class PictureServer(LocalServer):
     Attributes:
         asked: The names that were asked for, in order.
         gate: While it is closed nobody is answered.
+        missing: Names that are answered by 404.
     """
 
     def __init__(self, encode: Callable[..., bytes]) -> None:
         self.asked: list[str] = []
         self.gate = threading.Event()
         self.gate.set()
+        self.missing: set[str] = set()
         server = self
 
         class Handler(QuietHandler):
@@ -127,7 +129,11 @@ class PictureServer(LocalServer):
                 server.asked.append(name)
                 server.gate.wait(60)
                 stem = name.partition(".")[0]
-                pixels = np.full((6, 8, 3), int(stem) % 251, np.uint8) if stem.isdecimal() else None
+                pixels = (
+                    np.full((6, 8, 3), int(stem) % 251, np.uint8)
+                    if stem.isdecimal() and name not in server.missing
+                    else None
+                )
                 self.send_body(None if pixels is None else encode(pixels))
 
         super().__init__(Handler)

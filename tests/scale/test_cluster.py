@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -249,22 +250,18 @@ def test_parquet_csv_and_ray_datasets_are_read_by_the_cluster(tmp_path: Any, enc
     pa.parquet.write_table(table.slice(0, 5), tmp_path / "a.parquet")
     pa.parquet.write_table(table.slice(5), tmp_path / "b.parquet")
     pa.csv.write_csv(table, tmp_path / "rows.csv")
+    inline = [{"image_url": encode_png(picture(i)), "caption": f"caption {i}"} for i in range(12)]
     inputs = [
-        [tmp_path / "a.parquet", tmp_path / "b.parquet"],
-        tmp_path / "rows.csv",
-        ray.data.from_items(rows),
-        ray.data.from_items(
-            [{"image_url": encode_png(picture(i)), "caption": f"caption {i}"} for i in range(12)]
-        ).repartition(3),
+        ([tmp_path / "a.parquet", tmp_path / "b.parquet"], 7),
+        (tmp_path / "rows.csv", None),
+        (ray.data.from_items(inline).repartition(3), None),
     ]
-    for data in inputs:
-        with load_on_cluster(InMemoryImageTextDataset, data, image_size=(8, 6), progress=False) as sharded:
+    for data, max_samples in inputs:
+        with load_on_cluster(
+            InMemoryImageTextDataset, data, max_samples=max_samples, image_size=(8, 6), progress=False
+        ) as sharded:
             parts = read_everywhere(sharded)
-        assert [sample for part in parts for sample in part] == expected_pictures(12)
-    with load_on_cluster(
-        InMemoryImageTextDataset, inputs[0], max_samples=7, image_size=(8, 6), progress=False
-    ) as sharded:
-        assert sharded.report.num_samples == 7
+        assert [sample for part in parts for sample in part] == expected_pictures(max_samples or 12)
 
 
 @pytest.mark.parametrize("storage", ["encoded", "auto"])
@@ -277,3 +274,51 @@ def test_samples_that_lie_encoded_are_lent_as_they_lie(storage: str, encode_png:
         report = sharded.report
     assert sorted(sample for part in parts for sample in part) == expected_pictures()
     assert report.num_encoded == (NUM_SAMPLES if storage == "encoded" else 0)
+
+
+def test_what_failed_is_loaded_again_where_it_belongs(picture_server: Any) -> None:
+    """What a server did not have yet is loaded again by the node that holds its row, and by nobody else."""
+    rows = [{"image_url": f"{picture_server.url}/{i}.png", "caption": f"caption {i}"} for i in range(40)]
+    picture_server.missing = {"3.png", "30.png", "31.png"}
+    fetch = FetchOptions(allow_private_addresses=True)
+    with load_on_cluster(InMemoryImageTextDataset, rows, image_size=(8, 6), fetch=fetch, progress=False) as sharded:
+        assert [failure.index for failure in sharded.report.failures] == [3, 30, 31]
+        picture_server.missing = {"31.png"}
+        picture_server.asked.clear()
+        report = sharded.retry_failed(reasons={"http_404"})
+        assert sorted(picture_server.asked) == ["3.png", "30.png", "31.png"]
+        assert [failure.index for failure in report.failures] == [31]
+        assert (report.num_ok, report.num_tried) == (39, 3)
+        served = [sample for part in read_everywhere(sharded) for sample in part if sample[0] != 31]
+        assert served == [sample for sample in expected_pictures(40) if sample[0] != 31]
+        with pytest.raises(ConfigError, match="reasons="):
+            sharded.retry_failed(reasons={"boredom"})
+
+
+def test_the_driver_can_read_the_shard_of_its_own_node() -> None:
+    """In the driver too a shard is an ordinary dataset of the node's samples: it tells, saves, verifies, pickles."""
+    with (
+        load_on_cluster(InMemoryImageTextDataset, picture_rows(), image_size=(8, 6), progress=False) as sharded,
+        sharded.local_shard() as shard,
+    ):
+        assert isinstance(shard, InMemoryImageTextDataset)
+        assert len(shard) in (50, 51)
+        assert len(sharded) == NUM_SAMPLES
+        assert shard.report.num_ok == len(shard)
+        assert shard.verify() == shard.failed_indices == []
+        with pytest.raises(ConfigError, match="retry_failed"):
+            shard.retry_failed()
+        copy = pickle.loads(pickle.dumps(shard))
+        assert [copy[i]["index"] for i in range(len(copy))] == [shard[i]["index"] for i in range(len(shard))]
+        copy.close()
+
+
+def test_a_shard_that_has_guests_is_saved_as_one_dataset(tmp_path: Any) -> None:
+    """What a node has, borrowed samples included, is saved as a dataset of its own."""
+    with load_on_cluster(InMemoryImageTextDataset, picture_rows(), image_size=(8, 6), progress=False) as sharded:
+        sharded.reshuffle(1, fraction=1.0)
+        with sharded.local_shard(1) as shard:
+            shard.save(tmp_path / "shard", progress=False)
+            expected = {shard[i]["caption"] for i in range(len(shard))}
+    with InMemoryImageTextDataset.load(tmp_path / "shard", verify=True) as saved:
+        assert expected <= {saved[i]["caption"] for i in range(len(saved))}
