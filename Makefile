@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart train fmt lint imports types test test-wheel docs campaigns fuzz bench bench-quick bench-load bench-gather bench-encoded bench-serve bench-reload bench-pages bench-device bench-report static check clean
+.PHONY: help setup quickstart train fmt lint imports types test test-ray test-wheel docs campaigns fuzz bench bench-quick bench-load bench-gather bench-encoded bench-serve bench-reload bench-pages bench-device bench-report static check clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -38,10 +38,13 @@ types: setup  ## Check types, strictly
 	$(BIN)/mypy
 
 # Coverage is taken of what runs within the tests' own process; it would slow the starts of the others by a quarter.
-test: setup  ## Run all tests but the campaigns, and check the coverage
-	$(BIN)/python -m pytest -q -m 'not alone and not campaign' --numprocesses auto --dist worksteal --ignore tests/process --ignore tests/docs --cov --cov-report=term:skip-covered
-	$(BIN)/python -m pytest -q -m 'not alone and not campaign' --numprocesses auto --dist worksteal tests/process tests/docs
+test: setup  ## Run all tests but the campaigns and those of clusters, and check the coverage
+	$(BIN)/python -m pytest -q -m 'not alone and not campaign and not ray' --numprocesses auto --dist worksteal --ignore tests/process --ignore tests/docs --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -q -m 'not alone and not campaign and not ray' --numprocesses auto --dist worksteal tests/process tests/docs
 	$(BIN)/python -m pytest -q -m alone
+
+test-ray: setup  ## Run the tests on a real cluster of several nodes on this machine
+	$(BIN)/python -m pytest -q -m ray
 
 campaigns: setup  ## Run the tests of very many cases or processes: kills, full disks, hostile servers, one copy, benchmarks
 	$(BIN)/python -m pytest -q -m campaign --numprocesses auto --dist loadscope
@@ -88,7 +91,7 @@ bench-report: setup  ## Make docs/explanation/benchmarks.md and its charts of th
 
 static: lint imports types  ## All checks that run nothing
 
-check: test campaigns static test-wheel fuzz  ## All that CI runs
+check: test test-ray campaigns static test-wheel fuzz  ## All that CI runs
 
 clean:  ## Remove what the other targets made
 	rm -rf $(VENV) build outputs .coverage* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

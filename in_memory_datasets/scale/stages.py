@@ -11,13 +11,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import ray.data
+import ray
 from numpy.typing import NDArray
-from ray.data.extensions import ArrowTensorArray, ArrowVariableShapedTensorArray
 
 from in_memory_datasets.build import LoadRequest
 from in_memory_datasets.build.duplicates import SampleNumbers, first_rows
@@ -32,6 +31,9 @@ from in_memory_datasets.store import Placed
 from in_memory_datasets.training.datasets import InMemoryAudioTextDataset, InMemoryImageTextDataset
 from in_memory_datasets.training.in_memory import DESCRIBED
 from in_memory_datasets.training.serving import PLACEHOLDER_GREY
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 # What a node fetches with the default options, a few hundred pictures a second, so many workers of a core decode.
 _WORKERS_OF_NODE = 4
@@ -108,14 +110,14 @@ class Stage:
 
 
 def decode_into_rows(
-    dataset: ray.data.Dataset,
+    dataset: Dataset,
     cls: type,
     *args: Any,
     batch_size: int = 256,
     concurrency: int | None = None,
     num_cpus: float = 1.0,
     **kwargs: Any,
-) -> ray.data.Dataset:
+) -> Dataset:
     """Add a stage to a pipeline of Ray Data that fetches and decodes each row's picture or clip.
 
     Rows come out with all the columns they had, and with these; one of the same name is replaced if it is the column
@@ -164,6 +166,8 @@ def decode_into_rows(
             assert batch["valid"].all()
         ```
     """
+    import ray.data  # a second, which nobody else here needs
+
     if not isinstance(dataset, ray.data.Dataset):
         raise ConfigError(f"a {type(dataset).__name__} is no ray.data.Dataset: ray.data.from_items(rows) makes one")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
@@ -300,6 +304,8 @@ class _Piece:
 
     def finish(self) -> pa.Table:
         """Give the rows as they come out."""
+        from ray.data.extensions import ArrowTensorArray
+
         spec, table, numbers, rows = self._stage.request.spec, self._table, self._numbers, self._rows
         reasons = [self._reasons[number] for number in numbers.tolist()]
         if self._stage.request.on_error == "skip" and any(reasons):
@@ -372,4 +378,6 @@ def _read(table: pa.Table, media: Column, captions: Column, columns: tuple[Colum
 
 def _ragged(clips: list[NDArray[Any]], dtype: str) -> Any:
     """Pack clips end to end into one column; Ray makes none of no clips."""
+    from ray.data.extensions import ArrowVariableShapedTensorArray
+
     return ArrowVariableShapedTensorArray.from_numpy(clips or [np.zeros(1, dtype)])[: len(clips)]

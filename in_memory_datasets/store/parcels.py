@@ -19,7 +19,7 @@ from in_memory_datasets.store.block import Block
 from in_memory_datasets.store.layout import HEADER_BYTES, pack_header
 from in_memory_datasets.store.pieces import Pieces
 from in_memory_datasets.store.store import ROWS, SAMPLES, Store, checksum
-from in_memory_datasets.store.table import LOADED, numbers_of
+from in_memory_datasets.store.table import LOADED, TableWriter, numbers_of, one_batch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +83,7 @@ class ParcelWriter:
     def __init__(
         self, spec: ImageSpec | AudioSpec, *, encoded: bool, num_rows: int, directory: Path | None = None
     ) -> None:
+        encoded = encoded and num_rows > 0  # an empty store says nothing of encoded samples
         self._spec, self._encoded, self._num_rows, self._directory = spec, encoded, num_rows, directory
         self._image_bytes = 0 if encoded or isinstance(spec, AudioSpec) else spec.image_size[0] * spec.image_size[1] * 3
         num_offsets = (num_rows + 1) * (isinstance(spec, AudioSpec) + encoded)
@@ -178,11 +179,12 @@ def _compare(parcel: Parcel) -> None:
 
 
 def _to_buffer(batches: list[Any]) -> Any:
-    table = pa.Table.from_batches(batches).unify_dictionaries().combine_chunks()
+    if not batches:
+        return TableWriter().to_buffer()
+    batch = one_batch(batches)
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as file:
-        for batch in table.to_batches():
-            file.write_batch(batch)
+    with pa.ipc.new_file(sink, batch.schema) as file:
+        file.write_batch(batch)
     return sink.getvalue()
 
 

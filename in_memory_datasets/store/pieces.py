@@ -28,7 +28,7 @@ from in_memory_datasets.schema import (
 )
 from in_memory_datasets.store.block import CLOSED
 from in_memory_datasets.store.store import Store
-from in_memory_datasets.store.table import FAILED, LOADED
+from in_memory_datasets.store.table import FAILED, LOADED, one_batch
 
 
 class Joined:
@@ -125,8 +125,7 @@ class JoinedTable:
             batches.append(self._tables[number].records(there))
         if len(batches) == 2:
             return batches[1]
-        table = pa.Table.from_batches(batches).unify_dictionaries().combine_chunks()
-        return table.take(pa.array(np.argsort(np.concatenate(places)))).combine_chunks().to_batches()[0]
+        return one_batch(batches).take(pa.array(np.argsort(np.concatenate(places))))
 
     def sample_of(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """Give the number of each row's sample: where no row repeats another, `slots` as it is."""

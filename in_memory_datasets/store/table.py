@@ -232,6 +232,12 @@ def _first_slots(samples: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.flatnonzero(np.concatenate([[True], highest[1:] > highest[:-1]]))
 
 
+def one_batch(batches: Sequence[Any]) -> Any:
+    """Copy Arrow record batches of one schema, at least one, into one."""
+    table = pa.Table.from_batches(batches).unify_dictionaries().combine_chunks()
+    return next(iter(table.to_batches()), batches[0].slice(0, 0))
+
+
 def numbers_of(column: Any, dtype: type) -> NDArray[Any]:
     """View an Arrow array of numbers; its own `to_numpy` imports pandas, which takes longer than all else here."""
     buffer, itemsize = column.buffers()[1], np.dtype(dtype).itemsize
