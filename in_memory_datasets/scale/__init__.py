@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from in_memory_datasets.scale.reporting import ClusterReport
     from in_memory_datasets.scale.sampler import ShardSampler
     from in_memory_datasets.scale.sharded import ShardedDataset, load_on_cluster
+    from in_memory_datasets.scale.stages import decode_into_rows
 
 __all__ = [
     "DEFAULT_FRACTION",
@@ -25,6 +26,7 @@ __all__ = [
     "ClusterReport",
     "ShardSampler",
     "ShardedDataset",
+    "decode_into_rows",
     "from_ray_dataset",
     "load_on_cluster",
 ]
@@ -35,6 +37,7 @@ _MODULES = {
     "ClusterReport": "reporting",
     "ShardSampler": "sampler",
     "ShardedDataset": "sharded",
+    "decode_into_rows": "stages",
     "from_ray_dataset": "ray_data",
     "load_on_cluster": "sharded",
 }

@@ -20,11 +20,11 @@ from in_memory_datasets.build import LoadRequest
 from in_memory_datasets.errors import LoadError
 from in_memory_datasets.rows import ColumnSpec
 from in_memory_datasets.scale.blocks import RowBlock, part_of
-from in_memory_datasets.scale.division import Division, Homes, Past, Ranks, divide
-from in_memory_datasets.scale.node import Built, Facts, NodeActor
+from in_memory_datasets.scale.division import Division, Homes, Ranks, divide
+from in_memory_datasets.scale.node import Built, Facts, NodeActor, Notes
 from in_memory_datasets.scale.planning import ClusterPlan, NodePlan, lay_out, plan_cluster
 from in_memory_datasets.scale.reporting import ClusterReport, sum_up
-from in_memory_datasets.scale.view import NodeView
+from in_memory_datasets.scale.view import NodeView, Terms
 
 NAMESPACE = "in-memory-datasets"
 
@@ -73,7 +73,7 @@ class Description:
     served: bytes
 
 
-@ray.remote(num_cpus=0, max_restarts=0, max_concurrency=1000)
+@ray.remote(num_cpus=0, max_task_retries=-1, max_concurrency=1000)
 class Coordinator:
     """See the module.
 
@@ -89,6 +89,7 @@ class Coordinator:
         self._blocks: list[RowBlock] = []
         self._num_rows = 0
         self._plan: ClusterPlan | None = None
+        self._bytes_per_row = 1.0
         self._nodes: dict[str, _Node] = {}
         self._hiring = asyncio.Lock()
         self._parts: list[_Part] = []
@@ -98,11 +99,10 @@ class Coordinator:
         self._events: list[str] = []
         self._began = time.monotonic()
         self._seconds = 0.0
-        self._num_done_before = 0
         self._epoch = 0
         self._fractions: dict[int, tuple[float, int]] = {0: (0.0, 0)}
-        self._ranks: tuple[tuple[str, ...], int, bool] | None = None
-        self._past: dict[int, tuple[Past, ...]] = {}
+        self._recovery: asyncio.Task[None] | None = None
+        self._terms = Terms()  # on which views were last asked for: the next ones likely will be
 
     # Rows
 
@@ -110,8 +110,14 @@ class Coordinator:
         """Take some rows, in whatever order they come; `number` is their place in the right one."""
         self._numbered[number] = RowBlock(ray.put(records), 0, num_rows)
 
-    async def end_rows(self) -> None:
-        """Take note that all rows are there."""
+    async def end_rows(self, num_batches: int) -> None:
+        """Take note that all rows are there.
+
+        Raises:
+            LoadError: They are not, since this actor was started again meanwhile.
+        """
+        if len(self._numbered) != num_batches:
+            raise LoadError("the cluster's coordinator ended while rows were handed to it: load again")
         self._blocks = [block for _, block in sorted(self._numbered.items())]
         self._num_rows = sum(block.num_rows for block in self._blocks)
 
@@ -132,17 +138,59 @@ class Coordinator:
         async with self._hiring:
             if (node := self._nodes.get(node_id)) is not None and node.is_alive:
                 return node
+            number = 1 + max((node.number for node in self._nodes.values()), default=-1)
             job = f"cluster {self._token} {node_id}"
             # Hard: another node's memory is of no use to this one's processes.
             actor = NodeActor.options(  # type: ignore[attr-defined]
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
                 **_named(f"{self._name} {node_id}" if self._name else ""),
-            ).remote(job, self._description.request, self._description.columns)
+            ).remote(number, job, self._description.request, self._description.columns)
             facts = await actor.facts.remote()
-            node = _Node(node_id, len(self._nodes), job, actor, facts)
+            node = _Node(node_id, number, job, actor, facts)
             self._nodes[node_id] = node
             self._start(self._watch(node))
             return node
+
+    async def _recover(self) -> None:
+        """Ask all nodes what they hold, where this actor was started again; what only it had is the rows."""
+        recalled = []
+        for actor in ray.util.list_named_actors(all_namespaces=True):
+            if actor["namespace"] == NAMESPACE and actor["name"].startswith(f"{self._name} "):
+                node_id = actor["name"].removeprefix(f"{self._name} ")
+                handle = ray.get_actor(actor["name"], namespace=NAMESPACE)
+                try:
+                    number, job, built, notes = await handle.recall.remote()
+                    facts = await handle.facts.remote()
+                except LOST:
+                    continue
+                node = self._nodes[node_id] = _Node(node_id, number, job, handle, facts)
+                recalled += [(one, node, notes) for one in built]
+        notes = next((notes for _, _, notes in recalled if notes is not None), None)
+        recalled.sort(key=lambda each: each[0].piece.start)
+        ends = [0, *(built.piece.stop for built, _, _ in recalled)]
+        if notes is None or [built.piece.start for built, _, _ in recalled] != ends[:-1] or ends[-1] != notes.num_rows:
+            raise LoadError(
+                "the cluster's coordinator ended while rows were being loaded, which it alone had: load again"
+            )
+        self._num_rows, self._fractions, self._events = notes.num_rows, notes.fractions, list(notes.events)
+        self._epoch, self._bytes_per_row = max(notes.fractions), notes.bytes_per_row
+        self._description = replace(self._description, request=notes.request)
+        self._parts = [
+            _Part(built.piece.start, built.piece.stop, node, built, built.report, built.piece.version)
+            for built, node, _ in recalled
+        ]
+        self._note("the coordinator ended, and was told by the nodes what they hold")
+        for node in self._nodes.values():
+            self._start(self._watch(node))
+
+    async def _remember(self) -> None:
+        """Give every node a copy of what this actor alone knows."""
+        notes = Notes(
+            self._num_rows, self._description.request, self._bytes_per_row, self._fractions, tuple(self._events)
+        )
+        nodes = [node for node in self._nodes.values() if node.is_alive]
+        told = [node.actor.remember.remote(notes) for node in nodes]
+        await asyncio.gather(*told, return_exceptions=True)  # who has ended knows nothing anyway
 
     def _start(self, work: Any) -> None:
         task = asyncio.ensure_future(self._guarded(work))
@@ -196,6 +244,7 @@ class Coordinator:
         request, columns = self._description.request, self._description.columns
         plans = [NodePlan(node.id, node.facts) for node in nodes]
         self._plan = plan_cluster(request, columns, sample, self._num_rows, plans)
+        self._bytes_per_row = self._plan.bytes_per_sample
         return self._plan
 
     async def load(self) -> None:
@@ -214,6 +263,7 @@ class Coordinator:
             self._start(self._build(part))
         await self._whole()
         self._seconds = time.monotonic() - self._began
+        await self._remember()
         report = self._sum_up()
         if not report.num_ok:
             raise LoadError(f"0 of {report.num_samples:,} samples loaded\n{report}")
@@ -225,6 +275,11 @@ class Coordinator:
             if node is None or not node.is_alive:
                 await self._find_home(part)
                 continue
+            if not self._blocks:
+                raise LoadError(
+                    f"rows {part.start:,} to {part.stop:,} were lost with node {node.id[:8]}, and where they come from "
+                    "with the coordinator that ended before: load again"
+                )
             try:
                 blocks = part_of(self._blocks, part.start, part.stop)
                 built = await node.actor.build.remote(part.start, part.stop, part.version, blocks)
@@ -253,7 +308,7 @@ class Coordinator:
                     room.append(0)
                     continue
                 free = node.facts.bytes_available - (held if node.facts.limited_by == "memory_limit" else 0)
-                room.append(max(0, int(free / self._bytes_per_row())))
+                room.append(max(0, int(free / self._bytes_per_row)))
             has_none = [node for node in nodes if not any(other.node is node for other in self._parts)]
             fresh = [node for node in has_none if room[nodes.index(node)] >= num_rows]
             if fresh:
@@ -279,16 +334,16 @@ class Coordinator:
         for each in new:
             self._start(self._build(each))
 
-    def _bytes_per_row(self) -> float:
-        assert self._plan is not None
-        return self._plan.bytes_per_sample
-
     async def _whole(self) -> None:
         """Wait until every part is held by a living node.
 
         Raises:
             LoadError: It never will be.
         """
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            if self._recovery is None:
+                self._recovery = asyncio.ensure_future(self._recover())
+            await asyncio.shield(self._recovery)
         async with self._changed:
             await self._changed.wait_for(
                 lambda: self._error is not None or (self._parts and all(part.built for part in self._parts))
@@ -318,34 +373,36 @@ class Coordinator:
         """Tell what is loaded."""
         return self._description
 
-    async def place(self, node_ids: tuple[str, ...], batch_size: int, drop_last: bool) -> None:
-        """Take note of the node of each rank, and of their batches; said alike by every rank."""
-        self._ranks = node_ids, batch_size, drop_last
-
     async def reshuffle(self, epoch: int, fraction: float, seed: int) -> None:
         """Divide the samples anew from an epoch on, and begin to bring them where they will be served."""
+        await self._whole()
         self._fractions[epoch] = fraction, seed
         self._epoch = epoch
-        await self._whole()
+        await self._remember()
         for node in list(self._nodes.values()):
             if node.is_alive:
-                self._start(self._bring(node, epoch))
+                self._start(self._bring_ahead(node, epoch, self._terms))
 
-    async def resume(self, epoch: int, past: tuple[Past, ...]) -> None:
-        """Take note of what was served of an epoch before; said alike by every rank."""
-        self._past = {epoch: past}
-
-    async def view(self, node_id: str, epoch: int | None) -> NodeView:
+    async def view(self, node_id: str, epoch: int | None, terms: Terms) -> NodeView:
         """Give what a node serves in an epoch, or now, when all of it is there."""
         await self._whole()
-        node = await self._hire(node_id)
-        return await self._bring(node, self._epoch if epoch is None else epoch)
+        self._terms = replace(terms, past=())
+        for each in terms.node_ids:
+            await self._hire(each)
+        return await self._bring(await self._hire(node_id), self._epoch if epoch is None else epoch, terms)
 
-    async def _bring(self, node: _Node, epoch: int) -> NodeView:
+    async def _bring_ahead(self, node: _Node, epoch: int, terms: Terms) -> None:
+        """Begin with what will be asked for; what goes wrong is raised to who asks for it, and told until then."""
+        try:
+            await self._bring(node, epoch, terms)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._note(f"node {node.id[:8]} could not be brought what it serves in epoch {epoch}: {error}")
+
+    async def _bring(self, node: _Node, epoch: int, terms: Terms) -> NodeView:
         while True:
             await self._whole()
-            view = self._view(node, epoch)
-            lenders = [other.actor for other in sorted(self._nodes.values(), key=lambda other: other.number)]
+            view = self._view(node, epoch, terms)
+            lenders = {other.number: other.actor for other in self._nodes.values()}
             try:
                 await node.actor.borrow.remote(view, lenders)
             except LOST:
@@ -353,18 +410,19 @@ class Coordinator:
                     raise
                 await asyncio.sleep(_LOOK_SECONDS)  # a lender was lost, which its watch will see too
                 continue
-            if view == self._view(node, epoch):
+            if view == self._view(node, epoch, terms):
                 return view
 
-    def _view(self, node: _Node, epoch: int) -> NodeView:
+    def _view(self, node: _Node, epoch: int, terms: Terms) -> NodeView:
         pieces = tuple(part.built.piece for part in self._parts if part.built is not None and part.node is node)
         excluded = tuple(
             itertools.chain.from_iterable(part.built.failed for part in self._parts if part.built is not None)
         )
-        return NodeView(node.job, node.number, pieces, self._division(epoch), excluded)
+        return NodeView(node.job, node.number, pieces, self._division(epoch, terms), excluded)
 
-    def _division(self, epoch: int) -> Division:
-        ranges: list[list[tuple[int, int]]] = [[] for _ in self._nodes]
+    def _division(self, epoch: int, terms: Terms) -> Division:
+        num_nodes = 1 + max(node.number for node in self._nodes.values())
+        ranges: list[list[tuple[int, int]]] = [[] for _ in range(num_nodes)]
         first = 0
         for part in self._parts:
             assert part.built is not None
@@ -377,10 +435,10 @@ class Coordinator:
         asked = max(each for each in self._fractions if each <= epoch)
         fraction, seed = self._fractions[asked]
         ranks = None
-        if self._ranks is not None:
-            node_ids, batch_size, drop_last = self._ranks
-            ranks = Ranks(tuple(self._nodes[node_id].number for node_id in node_ids), batch_size, drop_last)
-        return Division(homes, fraction, seed, epoch, ranks, self._past.get(epoch, ()))
+        if terms.node_ids:
+            numbers = tuple(self._nodes[node_id].number for node_id in terms.node_ids)
+            ranks = Ranks(numbers, terms.batch_size, terms.drop_last)
+        return Division(homes, fraction, seed, epoch, ranks, terms.past)
 
     async def holders(self, start: int, stop: int) -> list[tuple[int, int, Any]]:
         """Tell whose actors hold some rows: (first row, the one behind the last, actor), in order."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,25 @@ class Built:
     attached: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """What the coordinator knows of all and cannot find out anew; every node keeps a copy.
+
+    Attributes:
+        num_rows: Rows of the dataset.
+        request: What a load is told, without rows.
+        bytes_per_row: What one takes.
+        fractions: From which epoch on what fraction is dealt anew, and what that is drawn from.
+        events: What happened so far.
+    """
+
+    num_rows: int
+    request: LoadRequest
+    bytes_per_row: float
+    fractions: dict[int, tuple[float, int]]
+    events: tuple[str, ...]
+
+
 @ray.remote(
     num_cpus=0,
     max_restarts=-1,
@@ -78,18 +97,22 @@ class NodeActor:
     """Holds what is at home at a node; one on each node.
 
     Args:
+        number: Which node this is.
         job: What the processes of the node have in common.
         request: What a load is told, without rows.
         columns: How the user named the columns.
     """
 
-    def __init__(self, job: str, request: LoadRequest, columns: tuple[ColumnSpec, ColumnSpec]) -> None:
+    def __init__(self, number: int, job: str, request: LoadRequest, columns: tuple[ColumnSpec, ColumnSpec]) -> None:
+        self._number = number
         self._job = job
         self._request = replace(request, progress=self._tell, job=None)
         self._columns = columns
         self._num_done = 0
         self._changed = threading.Condition()
         self._stores: dict[Piece, Store] = {}
+        self._built: dict[Piece, Built] = {}
+        self._notes: Notes | None = None
         self._guests: OrderedDict[str, Store] = OrderedDict()
 
     def _tell(self, num_more: int) -> None:
@@ -109,6 +132,16 @@ class NodeActor:
     def num_done(self) -> int:
         """Count the samples that are loaded, or have failed, since this actor was started."""
         return self._num_done
+
+    @ray.method(concurrency_group="asking")
+    def remember(self, notes: Notes) -> None:
+        """Keep what the coordinator knows."""
+        self._notes = notes
+
+    @ray.method(concurrency_group="asking")
+    def recall(self) -> tuple[int, str, list[Built], Notes | None]:
+        """Tell a coordinator that was started again what this node is, what it holds, and what it was told."""
+        return self._number, self._job, [self._built[piece] for piece in self._stores], self._notes
 
     @ray.method(concurrency_group="watching", max_task_retries=0)
     def watch(self) -> None:
@@ -132,7 +165,11 @@ class NodeActor:
                 limit = max(1, parse_bytes(limit) - sum(other.nbytes for other in self._stores.values()))
             store, effort = load(replace(self._request, reader=self._reader(start, blocks), memory_limit=limit))
         piece = self._keep(piece, store)
-        return Built(piece, _report_of(store, effort, start), self._failed(store, start), was_there)
+        return self._note(Built(piece, _report_of(store, effort, start), self._failed(store, start), was_there))
+
+    def _note(self, built: Built) -> Built:
+        self._built[built.piece] = built
+        return built
 
     @ray.method(concurrency_group="loading")
     def mend(self, start: int, stop: int, blocks: Sequence[RowBlock], reasons: Collection[str] | None) -> Built:
@@ -147,7 +184,7 @@ class NodeActor:
                 del self._stores[piece]
                 piece = self._keep(replace(piece, version=piece.version + 1), mended)
             store.close()
-        return Built(piece, _report_of(mended, effort, start), self._failed(mended, start), attached=False)
+        return self._note(Built(piece, _report_of(mended, effort, start), self._failed(mended, start), attached=False))
 
     def _held(self, start: int, stop: int) -> Piece | None:
         return next((piece for piece in self._stores if (piece.start, piece.stop) == (start, stop)), None)
@@ -191,7 +228,7 @@ class NodeActor:
         return slots_of_rows(tuple(self._stores), rows)
 
     @ray.method(concurrency_group="borrowing")
-    def borrow(self, view: NodeView, lenders: Sequence[Any]) -> int:
+    def borrow(self, view: NodeView, lenders: Mapping[int, Any]) -> int:
         """Bring what this node serves of other nodes' samples here, and give how many bytes that is.
 
         Raises:
@@ -210,7 +247,7 @@ class NodeActor:
                 self._guests.popitem(last=False)[1].close()
         return store.nbytes
 
-    def _fetch_guests(self, rows: NDArray[np.int64], owners: NDArray[np.int64], lenders: Sequence[Any]) -> Store:
+    def _fetch_guests(self, rows: NDArray[np.int64], owners: NDArray[np.int64], lenders: Mapping[int, Any]) -> Store:
         with self._changed:
             own = list(self._stores.values())
         num_bytes = max(1, round(sum(s.nbytes for s in own) / max(1, sum(s.num_samples for s in own))))

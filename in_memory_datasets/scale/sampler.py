@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from in_memory_datasets.errors import ConfigError
 from in_memory_datasets.scale.division import Division, Past
-from in_memory_datasets.scale.view import NodeShare
+from in_memory_datasets.scale.view import NodeShare, Terms
 from in_memory_datasets.training.resuming import ResumableSampler
 
 _BATCH_CHUNK = 64  # batches made into lists at a time
@@ -31,13 +31,10 @@ class ShardSampler(ResumableSampler["list[int]"]):
     Args:
         dataset: What `local_shard` gave.
         share: What follows the node's view for it.
-        resume: Tells the cluster what was served of an epoch before.
-        batch_size: Samples of a batch.
+        terms: Where the ranks are, and how large their batches.
         shuffle: Whether to shuffle what the node serves, anew in every epoch that `set_epoch` names.
         seed: From 0 to 2^64 - 1, the same on every rank.
-        num_replicas: The number of ranks.
         rank: This process among them.
-        drop_last: Whether to leave out what does not fill a batch on every rank.
 
     Raises:
         ConfigError: An argument cannot work.
@@ -50,22 +47,21 @@ class ShardSampler(ResumableSampler["list[int]"]):
         self,
         dataset: Any,
         share: NodeShare,
-        resume: Callable[[int, tuple[Past, ...]], None],
+        terms: Terms,
         *,
-        batch_size: int,
         shuffle: bool,
         seed: int,
-        num_replicas: int,
         rank: int,
-        drop_last: bool,
     ) -> None:
-        super().__init__(dataset, shuffle=shuffle, seed=seed, num_replicas=num_replicas, rank=rank, drop_last=drop_last)
-        self.batch_size = batch_size
+        num_replicas = len(terms.node_ids)
+        super().__init__(
+            dataset, shuffle=shuffle, seed=seed, num_replicas=num_replicas, rank=rank, drop_last=terms.drop_last
+        )
+        self.batch_size = terms.batch_size
         self._follower = share
-        self._resume = resume
-        self._past: tuple[Past, ...] = ()
+        share.terms = terms
+        self._is_resumed = False
         self._tell_dataset(0)
-        self._num_samples = self._division.homes.num_samples
         if self._num_samples < num_replicas:
             raise ConfigError(
                 f"{self._num_samples:,} samples for {num_replicas:,} ranks: each needs at least one in every epoch"
@@ -93,14 +89,15 @@ class ShardSampler(ResumableSampler["list[int]"]):
         return total - ranks.consumed(ranks.num_batches(total), total)
 
     def _share(self, seed: int, epoch: int, start: int) -> _RankShare:
-        if self._past and not self._is_resumed:
-            self._past = ()
-            self._resume(epoch, ())
-            self._tell_dataset(epoch)
+        if self._follower.terms.past and not self._is_resumed:  # that pass was the rest of the epoch, this is a whole
+            self._take_up(epoch, ())
         self._is_resumed = False
         return _RankShare(self._division, self.rank, start, seed if self.shuffle else None)
 
-    _is_resumed = False
+    def _take_up(self, epoch: int, past: tuple[Past, ...]) -> None:
+        """Serve what is left of an epoch after all that."""
+        self._follower.terms = replace(self._follower.terms, past=past)
+        self._tell_dataset(epoch)
 
     def _state(self, epoch: int, consumed: int) -> dict[str, Any]:
         """Give the state when each rank has had so many batches of what the division deals."""
@@ -138,18 +135,14 @@ class ShardSampler(ResumableSampler["list[int]"]):
             raise ConfigError(f"the state is not one of a {type(self).__name__}: it has no 'divisions'")
         *past, last = map(Past.from_json, state["divisions"])
         super().load_state_dict({**state, "consumed": 0})
-        self._past = tuple(past)
-        self._resume(self._epoch, self._past)
-        self._tell_dataset(self._epoch)
+        self._take_up(self._epoch, tuple(past))
         division, seed = self._division, self.seed if self.shuffle else None
         now = (division.homes, division.ranks, division.fraction, division.seed, seed)
         self._loaded = last.num_batches
         if now != (last.homes, last.ranks, last.fraction, last.seed, last.order_seed):
             self._loaded = 0
             if last.num_batches:
-                self._past = (*past, last)
-                self._resume(self._epoch, self._past)
-                self._tell_dataset(self._epoch)
+                self._take_up(self._epoch, (*past, last))
         self._is_resumed = True
 
     def set_epoch(self, epoch: int) -> None:
@@ -158,7 +151,8 @@ class ShardSampler(ResumableSampler["list[int]"]):
         The epoch of a state that was just loaded keeps its position.
         """
         if epoch != self.epoch:
-            self._past, self._is_resumed = (), False
+            self._is_resumed = False
+            self._follower.terms = replace(self._follower.terms, past=())
         super().set_epoch(epoch)
 
 

@@ -17,13 +17,13 @@ from ray.exceptions import RayTaskError
 
 from in_memory_datasets.build.bars import progress_bar
 from in_memory_datasets.errors import ConfigError, StoreError
-from in_memory_datasets.scale.coordinator import NAMESPACE, Coordinator, Description
-from in_memory_datasets.scale.division import DEFAULT_FRACTION, Past
+from in_memory_datasets.scale.coordinator import LOST, NAMESPACE, Coordinator, Description
+from in_memory_datasets.scale.division import DEFAULT_FRACTION
 from in_memory_datasets.scale.planning import ClusterPlan
 from in_memory_datasets.scale.ray_data import to_ray_dataset
 from in_memory_datasets.scale.reporting import ClusterReport
 from in_memory_datasets.scale.sampler import ShardSampler
-from in_memory_datasets.scale.view import Board, NodeShare, NodeView
+from in_memory_datasets.scale.view import Board, NodeShare, NodeView, Terms
 from in_memory_datasets.training.in_memory import DESCRIBED, InMemoryDataset
 
 DatasetT = TypeVar("DatasetT", bound=InMemoryDataset[Any])
@@ -78,7 +78,7 @@ def load_on_cluster(
     token = uuid.uuid4().hex
     options: dict[str, Any] = {}
     if name is not None:
-        options = {"name": name, "namespace": NAMESPACE, "lifetime": "detached"}
+        options = {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "max_restarts": -1}
     coordinator = Coordinator.options(**options).remote(name or "", token, description)  # type: ignore[attr-defined]
     sharded = ShardedDataset[DatasetT](description, coordinator)
     try:
@@ -156,7 +156,7 @@ class ShardedDataset(Generic[DatasetT]):
         cls, serving = made
         ask = functools.partial(_ask_view, self._coordinator, ray.get_runtime_context().get_node_id())
         share = NodeShare(Board(), ask)
-        share.show(ask(epoch))
+        share.show(ask(epoch, share.terms))
         return cls._of_share(self._description.request, serving, share)
 
     def sampler(
@@ -196,18 +196,8 @@ class ShardedDataset(Generic[DatasetT]):
             raise ConfigError("give both rank and node_ids, or neither")
         if node_ids is None:
             rank, node_ids = _gather_nodes()
-        _get(self._coordinator.place.remote(tuple(node_ids), batch_size, drop_last))
-        return ShardSampler(
-            dataset,
-            share,
-            functools.partial(_resume, self._coordinator),
-            batch_size=batch_size,
-            shuffle=shuffle,
-            seed=seed,
-            num_replicas=len(node_ids),
-            rank=rank or 0,
-            drop_last=drop_last,
-        )
+        terms = Terms(tuple(node_ids), batch_size, drop_last)
+        return ShardSampler(dataset, share, terms, shuffle=shuffle, seed=seed, rank=rank or 0)
 
     def reshuffle(self, epoch: int, *, fraction: float = DEFAULT_FRACTION, seed: int = 0) -> None:
         """Divide the samples anew from an epoch on, and begin to bring them where they will be served; do not wait.
@@ -298,15 +288,16 @@ def _get(ref: Any) -> Any:
         if isinstance(error.cause, Exception):
             raise error.cause from error
         raise
+    except LOST as error:
+        raise StoreError(
+            "what the cluster holds is gone, since its coordinator has ended: load it again, under a name, with which "
+            f"it is started anew instead ({error})"
+        ) from error
 
 
-def _ask_view(coordinator: Any, node_id: str, epoch: int | None) -> NodeView:
-    view: NodeView = _get(coordinator.view.remote(node_id, epoch))
+def _ask_view(coordinator: Any, node_id: str, epoch: int | None, terms: Terms) -> NodeView:
+    view: NodeView = _get(coordinator.view.remote(node_id, epoch, terms))
     return view
-
-
-def _resume(coordinator: Any, epoch: int, past: tuple[Past, ...]) -> None:
-    _get(coordinator.resume.remote(epoch, past))
 
 
 def _gather_nodes() -> tuple[int, list[str]]:
@@ -344,13 +335,15 @@ def _source_of(data: Any) -> tuple[Any | None, list[Any]]:
 def _send_rows(coordinator: Any, reader: Any) -> None:
     """Hand the rows on, a few batches at a time, whatever their number."""
     under_way: list[Any] = []
-    for number, records in enumerate(reader.records()):
+    number = 0
+    for records in reader.records():
         if len(under_way) == _NUM_UNDER_WAY:
             _get(under_way.pop(0))
         under_way.append(coordinator.add_rows.remote(number, records, len(records)))
+        number += 1
     for ref in under_way:
         _get(ref)
-    _get(coordinator.end_rows.remote())
+    _get(coordinator.end_rows.remote(number))
 
 
 def _wait_for_load(coordinator: Any, *, shows_progress: bool) -> None:

@@ -26,11 +26,8 @@ from in_memory_datasets.decode import share_decode_memory
 from in_memory_datasets.errors import ConfigError, LoadError
 from in_memory_datasets.rows import ColumnSpec, open_rows
 from in_memory_datasets.rows.columns import Column, check_types, find_column
-from in_memory_datasets.schema import FetchOptions, ImageSpec, Row
+from in_memory_datasets.schema import AudioSpec, FetchOptions, ImageSpec, Row
 from in_memory_datasets.store import Placed
-from in_memory_datasets.training.datasets import InMemoryAudioTextDataset, InMemoryImageTextDataset
-from in_memory_datasets.training.in_memory import DESCRIBED
-from in_memory_datasets.training.serving import PLACEHOLDER_GREY
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -69,14 +66,14 @@ class Stage:
         request: What a load is told, without rows; its requests under way are those of one worker.
         columns: How the user named the columns of media and of captions.
         batch_size: Rows of a piece.
-        num_silent: Frames of silence that stand for a clip that failed; of pictures 0.
+        placeholder: What stands for a sample that failed: a level of grey, or a clip of silence.
         workers_of_node: How many workers a node has at the same time.
     """
 
     request: LoadRequest
     columns: tuple[ColumnSpec, ColumnSpec]
     batch_size: int
-    num_silent: int
+    placeholder: int | NDArray[Any]
     workers_of_node: int
 
     @property
@@ -155,14 +152,14 @@ def decode_into_rows(
     order, set `dataset.context.execution_options.preserve_order`.
 
     Cost: one fetch and decode per source; the pixels or frames are written once, and copied once into Ray's object
-    store. To start is 10 ms a block, and a second or two for the first of a worker, which imports torch.
+    store. To start is 10 ms a block, and a second or two for a worker's first, which imports what it needs.
 
     Example:
         ```python
-        rows = ray.data.from_items([{"image_url": f"{url}/{i}.png", "caption": f"number {i}"} for i in range(8)])
+        rows = ray.data.from_items([{"image_url": f"{url}/{i}.png", "caption": f"number {i}"} for i in range(4)])
         decoded = decode_into_rows(rows, InMemoryImageTextDataset, image_size=(32, 32), fetch=fetch)
-        for batch in decoded.iter_batches(batch_size=4):
-            assert batch["image"].shape == (4, 32, 32, 3)
+        for batch in decoded.iter_batches(batch_size=2):
+            assert batch["image"].shape == (2, 32, 32, 3)
             assert batch["valid"].all()
         ```
     """
@@ -181,9 +178,8 @@ def decode_into_rows(
     if isinstance(num_cpus, bool) or not isinstance(num_cpus, (int, float)) or not 0 < num_cpus < float("inf"):
         raise ConfigError(f"num_cpus={num_cpus!r}: expected a number above 0, of cores")
     schema = dataset.schema(fetch_if_missing=False)
-    described = _describe(cls, [] if schema is None else [dict.fromkeys(schema.names)], args, kwargs)
+    request, placeholder = _describe(cls, [] if schema is None else [dict.fromkeys(schema.names)], args, kwargs)
     most, workers_of_node = _count_workers(concurrency, num_cpus)
-    request: LoadRequest = described._request
     stage = Stage(
         request=replace(
             request,
@@ -195,7 +191,7 @@ def decode_into_rows(
         ),
         columns=request.rows.columns,
         batch_size=batch_size,
-        num_silent=0 if isinstance(request.spec, ImageSpec) else described._serving.placeholder_frames(request.spec),
+        placeholder=placeholder,
         workers_of_node=workers_of_node,
     )
     if schema is not None:
@@ -214,8 +210,15 @@ def decode_into_rows(
     )
 
 
-def _describe(cls: Any, rows: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Have the class understand its arguments."""
+def _describe(
+    cls: Any, rows: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[LoadRequest, int | NDArray[Any]]:
+    """Have the class understand its arguments; give what they ask for, and what it serves for a failed sample."""
+    # The workers do without, and without torch unless pictures are to be resized.
+    from in_memory_datasets.training.datasets import InMemoryAudioTextDataset, InMemoryImageTextDataset
+    from in_memory_datasets.training.in_memory import DESCRIBED
+    from in_memory_datasets.training.serving import PLACEHOLDER_GREY, ImageServing
+
     classes = InMemoryImageTextDataset, InMemoryAudioTextDataset
     if not (isinstance(cls, type) and issubclass(cls, classes)):
         raise ConfigError(f"{cls!r}: expected InMemoryImageTextDataset or InMemoryAudioTextDataset")
@@ -224,8 +227,12 @@ def _describe(cls: Any, rows: list[Any], args: tuple[Any, ...], kwargs: dict[str
         default = signature.parameters[name].default
         if name in _INSTEAD and value is not default and value != default:
             raise ConfigError(f"{name}={value!r} is not for a stage of Ray Data: {_INSTEAD[name]}")
-    make: Any = cls
-    return make(rows, *args, **{**kwargs, "wait": DESCRIBED})
+    described = cls(rows, *args, **{**kwargs, "wait": DESCRIBED})
+    request, serving = described._request, described._serving
+    if isinstance(serving, ImageServing):
+        return request, PLACEHOLDER_GREY
+    assert isinstance(request.spec, AudioSpec)
+    return request, np.zeros(serving.placeholder_frames(request.spec), request.spec.dtype)
 
 
 def _count_workers(concurrency: int | None, num_cpus: float) -> tuple[int, int]:
@@ -287,7 +294,6 @@ class _Piece:
             self._fail(outcome.slot - self._first_row, failure.stage, failure.reason, failure.detail)
 
     def _fail(self, index: int, stage: str, reason: str, detail: str) -> None:
-        spec, number = self._stage.request.spec, self._numbers[index]
         if self._stage.request.on_error == "raise":
             row = self._rows[index]
             what = [row.source.label] if row.source is not None else []
@@ -296,11 +302,8 @@ class _Piece:
                 f"row {self._first_row + index:,} of its block ({', '.join(what) or 'which has nothing'}): {reason} at "
                 f'{stage}: {detail}. With on_error="placeholder" or "skip" the pipeline goes on without it'
             )
-        self._reasons[number] = reason
-        if isinstance(spec, ImageSpec):
-            self._samples[number] = PLACEHOLDER_GREY
-        else:
-            self._samples[number] = np.zeros(self._stage.num_silent, spec.dtype)
+        number = self._numbers[index]
+        self._reasons[number], self._samples[number] = reason, self._stage.placeholder
 
     def finish(self) -> pa.Table:
         """Give the rows as they come out."""

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from in_memory_datasets.errors import StoreError
-from in_memory_datasets.scale.division import Division, node_of_samples
+from in_memory_datasets.scale.division import Division, Past, node_of_samples
 from in_memory_datasets.store import Block, Store, find_store, open_store
 from in_memory_datasets.store.pieces import Pieces
 
@@ -47,6 +47,23 @@ class Piece:
     def key(self) -> str:
         """What its store is shown under."""
         return f"rows {self.start}-{self.stop}, {self.version} times mended"
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms a job is served; the same on every rank.
+
+    Attributes:
+        node_ids: Ray's name of the node of each rank, by rank; none where no ranks are known.
+        batch_size: Samples of a batch.
+        drop_last: Whether to leave out what does not fill a batch on every rank.
+        past: What was served of the epoch before, under other divisions.
+    """
+
+    node_ids: tuple[str, ...] = ()
+    batch_size: int = 1
+    drop_last: bool = False
+    past: tuple[Past, ...] = ()
 
 
 def guests_key(division: Division) -> str:
@@ -183,14 +200,18 @@ class NodeShare:
 
     Args:
         board: Where the node's view stands.
-        ask: Gives the view of an epoch, and waits until all of it is there; None in worker processes, which only
-            follow.
+        ask: Gives the view of an epoch on some terms, and waits until all of it is there; None in worker processes,
+            which only follow.
+
+    Attributes:
+        terms: On what terms samples are asked for.
     """
 
-    def __init__(self, board: Board, ask: Callable[[int], NodeView] | None = None) -> None:
+    def __init__(self, board: Board, ask: Callable[[int, Terms], NodeView] | None = None) -> None:
         reduction.ForkingPickler.register(NodeShare, _reduce_to_handle)
         self.board = board
         self._ask = ask
+        self.terms = Terms()
         self._stores: dict[str, Store] = {}
         self._shown: NodeView | None = None
 
@@ -208,7 +229,7 @@ class NodeShare:
     def set_epoch(self, epoch: int) -> None:
         """Serve what the node does in an epoch; waits until it is there."""
         if self._ask is not None:
-            self.show(self._ask(epoch))
+            self.show(self._ask(epoch, self.terms))
 
     def current(self, known: int) -> tuple[int, Pieces, NDArray[np.int64]] | None:
         """Give what is served now, see `training.share.Share`.

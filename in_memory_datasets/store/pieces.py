@@ -28,7 +28,7 @@ from in_memory_datasets.schema import (
 )
 from in_memory_datasets.store.block import CLOSED
 from in_memory_datasets.store.store import Store
-from in_memory_datasets.store.table import FAILED, LOADED, one_batch
+from in_memory_datasets.store.table import FAILED, LOADED, RowTable, one_batch
 
 
 class Joined:
@@ -41,6 +41,7 @@ class Joined:
     def __init__(self, parts: Sequence[NDArray[Any]]) -> None:
         self.parts = tuple(parts)
         self.ends = np.cumsum([len(part) for part in parts])
+        self._starts = self.ends - [len(part) for part in parts]
         self.shape = (int(self.ends[-1]), *parts[0].shape[1:])
         self.dtype, self.itemsize, self.ndim = parts[0].dtype, parts[0].itemsize, parts[0].ndim
         self.nbytes = sum(part.nbytes for part in parts)
@@ -49,16 +50,15 @@ class Joined:
         return int(self.ends[-1])
 
     def take(self, numbers: NDArray[np.int64], axis: int, out: NDArray[Any], mode: Any) -> None:
-        """Copy some rows into `out`, as an array's own `take` does."""
+        """Copy some rows, of two dimensions or more in all, straight into `out`, which is contiguous."""
         which = np.searchsorted(self.ends, numbers, side="right")
-        for number, part in enumerate(self.parts):
-            here = np.flatnonzero(which == number)
-            first = int(self.ends[number]) - len(part)
-            if len(here) == len(numbers):
-                part.take(numbers - first, axis=axis, out=out, mode=mode)
-                return
-            for place, row in zip(here.tolist(), (numbers[here] - first).tolist(), strict=True):
-                out[place] = part[row]
+        there = numbers - self._starts[which]
+        if not len(which) or (which == which[0]).all():
+            self.parts[which[0] if len(which) else 0].take(there, axis=axis, out=out, mode=mode)
+            return
+        # One call for all, which lets go of the interpreter and takes two thirds of the time of a copy for each row.
+        rows = [self.parts[part][row] for part, row in zip(which.tolist(), there.tolist(), strict=True)]
+        np.concatenate(rows, out=out.reshape(-1, *self.shape[2:]))
 
     def __getitem__(self, key: int | slice) -> NDArray[Any]:
         """View one row, or a run of rows of one part."""
@@ -66,7 +66,7 @@ class Joined:
         number = int(np.searchsorted(self.ends, start, side="right"))
         if number == len(self.parts):  # an empty run at the end
             return self.parts[-1][len(self.parts[-1]) :]
-        first = int(self.ends[number]) - len(self.parts[number])
+        first = int(self._starts[number])
         if isinstance(key, slice):
             view: NDArray[Any] = self.parts[number][start - first : key.stop - first]
         else:
@@ -79,7 +79,6 @@ class JoinedTable:
 
     Attributes:
         status: uint8, shape (num_rows,).
-        checksum: uint64, likewise.
         row_numbers: int64, likewise: the numbers these rows have in the user's dataset.
     """
 
@@ -90,6 +89,7 @@ class JoinedTable:
         self.status: NDArray[np.uint8] = _joined([table.status for table in self._tables], np.uint8)
         self.row_numbers: NDArray[np.int64] = _joined(row_numbers, np.int64)
         self._has_repeats = any(table.samples is not None for table in self._tables)
+        self._only = self._tables[0] if len(self._tables) == 1 else None  # which costs no more than by itself
 
     @property
     def num_rows(self) -> int:
@@ -106,6 +106,11 @@ class JoinedTable:
         """Count the rows that have no caption, or only an empty one."""
         return sum(table.num_empty_captions for table in self._tables)
 
+    @property
+    def checksum(self) -> NDArray[np.uint64]:
+        """Give the checksum of each row's sample, uint64 (num_rows,). Cost: one copy."""
+        return _joined([table.checksum for table in self._tables], np.uint64)
+
     def rows_of(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """Give the numbers that rows have in the user's dataset."""
         return np.asarray(self.row_numbers[slots])
@@ -113,9 +118,10 @@ class JoinedTable:
     def _split(self, slots: NDArray[np.int64]) -> Iterable[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
         """Give, for each table that has some of these rows, their places here and their slots there."""
         which = np.searchsorted(self._ends, slots, side="right") - 1
-        for number in np.unique(which).tolist():
+        for number, start in enumerate(self._ends[:-1].tolist()):  # of which there are a few
             here = np.flatnonzero(which == number)
-            yield number, here, slots[here] - self._ends[number]
+            if len(here):
+                yield number, here, slots[here] - start
 
     def records(self, slots: NDArray[np.int64]) -> Any:
         """Copy all that is known of some rows, as `RowTable.records` does."""
@@ -131,6 +137,8 @@ class JoinedTable:
         """Give the number of each row's sample: where no row repeats another, `slots` as it is."""
         if not self._has_repeats:
             return slots
+        if self._only is not None:
+            return self._only.sample_of(slots)
         numbers = np.empty(len(slots), np.int64)
         for number, here, there in self._split(slots):
             numbers[here] = self._firsts[number] + self._tables[number].sample_of(there)
@@ -152,6 +160,8 @@ class JoinedTable:
 
     def num_captions(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """Count the captions of rows."""
+        if self._only is not None:
+            return self._only.num_captions(slots)
         counts = np.empty(len(slots), np.int64)
         for number, here, there in self._split(slots):
             counts[here] = self._tables[number].num_captions(there)
@@ -159,6 +169,8 @@ class JoinedTable:
 
     def caption(self, slots: NDArray[np.int64], numbers: NDArray[np.int64] | None = None) -> list[str]:
         """Give one caption of each of some rows, as `RowTable.caption` does."""
+        if self._only is not None:
+            return self._only.caption(slots, numbers)
         captions = [""] * len(slots)
         for number, here, there in self._split(slots):
             texts = self._tables[number].caption(there, None if numbers is None else numbers[here])
@@ -170,8 +182,17 @@ class JoinedTable:
 
     def captions(self, slot: int) -> list[str]:
         """Give all captions of a row, in order."""
+        table, there = self._find(slot)
+        return table.captions(there)
+
+    def source(self, slot: int) -> str:
+        """Give where a sample came from, without credentials."""
+        table, there = self._find(slot)
+        return table.source(there)
+
+    def _find(self, slot: int) -> tuple[RowTable, int]:
         number = int(np.searchsorted(self._ends, slot, side="right")) - 1
-        return self._tables[number].captions(slot - int(self._ends[number]))
+        return self._tables[number], slot - int(self._ends[number])
 
     def failures(self) -> list[Failure]:
         """Give every failure, by the row numbers of the user's dataset, ascending."""
@@ -313,7 +334,7 @@ class Pieces:
         """Have the kernel read samples from the disk, see `Store.will_need`."""
         for piece, store in enumerate(self.stores):
             here = (numbers >= self._firsts[piece]) & (numbers < self._firsts[piece + 1])
-            if store.directory is not None and here.any():
+            if here.any():  # in a worker process, which has handles, no store says that it lies in files
                 store.will_need(numbers[here] - self._firsts[piece])
 
     def verify(self) -> list[int]:

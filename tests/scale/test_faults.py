@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from ray.cluster_utils import Cluster
 
 from in_memory_datasets import FetchOptions, InMemoryImageTextDataset
+from in_memory_datasets.errors import StoreError
 from in_memory_datasets.scale import ShardedDataset, load_on_cluster
 from tests.scale.ranks import all_at_once, end_ranks, living_nodes, start_ranks
 
@@ -61,15 +63,10 @@ def pid_of_actor(sharded: ShardedDataset[Any], node_id: str) -> int:
     return int(next(node.facts.pid for node in sharded.plan.nodes if node.node_id == node_id))
 
 
-def actor_processes() -> dict[str, list[int]]:
-    """Find the processes of node actors, by the node's raylet."""
-    import psutil
-
-    found: dict[str, list[int]] = {}
-    for process in psutil.process_iter(["pid", "cmdline", "ppid"]):
-        if "NodeActor" in " ".join(process.info["cmdline"] or []):
-            found.setdefault(str(process.info["ppid"]), []).append(process.info["pid"])
-    return found
+def pids_of(actor: str) -> set[int]:
+    """Find the processes of all actors of a kind."""
+    processes = psutil.process_iter(["pid", "cmdline"])
+    return {each.info["pid"] for each in processes if f"ray::{actor}" in " ".join(each.info["cmdline"] or [])}
 
 
 def test_a_killed_rank_goes_on_with_what_its_node_holds(picture_server: Any) -> None:
@@ -116,11 +113,10 @@ def test_a_killed_actor_has_its_samples_back(picture_server: Any, is_attached: b
 
 def test_an_actor_that_is_killed_while_it_loads_loads_its_part_again(picture_server: Any) -> None:
     """An actor that is killed in loading is started anew and loads its part; every sample is there once."""
-    before = {pid for pids in actor_processes().values() for pid in pids}
+    before = pids_of("NodeActor")
     thread, loaded = load_meanwhile(picture_server)
     wait_until(lambda: len(picture_server.asked) >= 40)
-    victim = next(pid for pids in actor_processes().values() for pid in pids if pid not in before)
-    os.kill(victim, signal.SIGKILL)
+    os.kill(min(pids_of("NodeActor") - before), signal.SIGKILL)
     picture_server.gate.set()
     thread.join(100)
     with loaded[0] as sharded:
@@ -236,3 +232,34 @@ load(Server, name="of another driver")
         assert sorted(rows_of(all_at_once(ranks, "take"))) == ALL_ROWS
         end_ranks(ranks, placed)
     assert len(picture_server.asked) == num_asked == NUM_SAMPLES
+
+
+def test_a_coordinator_that_is_killed_is_told_by_the_nodes_what_they_hold(picture_server: Any) -> None:
+    """Started again, the coordinator of a named dataset asks the nodes, and training goes on with the same batches."""
+    placed, before = living_nodes(), pids_of("Coordinator")
+    with load(picture_server, name="with a coordinator") as sharded:
+        (pid,) = pids_of("Coordinator") - before
+        ranks = start_ranks(sharded, placed)
+        all_at_once(ranks, "reshuffle", 1, 0.3)
+        all_at_once(ranks, "set_epoch", 0)
+        seen = rows_of(all_at_once(ranks, "take", 5))
+        os.kill(pid, signal.SIGKILL)
+        seen += rows_of(all_at_once(ranks, "take"))
+        assert sorted(seen) == ALL_ROWS
+        all_at_once(ranks, "set_epoch", 1)
+        assert sorted(rows_of(all_at_once(ranks, "take"))) == ALL_ROWS
+        report = ShardedDataset.find("with a coordinator").report
+        assert any("told by the nodes" in event for event in report.events)
+        assert (report.num_ok, sum(report.nodes.values())) == (NUM_SAMPLES, NUM_SAMPLES)
+        end_ranks(ranks, placed)
+    assert len(picture_server.asked) == NUM_SAMPLES
+
+
+def test_without_a_name_the_end_of_the_coordinator_is_told(picture_server: Any) -> None:
+    """Where nobody could find the dataset again, whoever asks for it is told that it is gone."""
+    before = pids_of("Coordinator")
+    sharded = load(picture_server)
+    (pid,) = pids_of("Coordinator") - before
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(StoreError, match="its coordinator has ended"):
+        _ = sharded.report
