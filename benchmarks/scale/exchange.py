@@ -19,10 +19,11 @@ from benchmarks.scale.plan import Plan
 from in_memory_datasets import InMemoryImageTextDataset, collate_in_memory_images
 from in_memory_datasets.scale import ShardedDataset, load_on_cluster
 from in_memory_datasets.scale.node import _NUM_UNDER_WAY, _PARCEL_BYTES
+from in_memory_datasets.scale.view import Terms
 
 _OPTIONS: dict[str, Any] = {"image_size": (SIDE, SIDE), "storage": "decoded", "progress": False}
-_BATCH_SIZE = 256
-_LEAST_SECONDS = 0.5  # of epochs before an exchange that they are compared with
+_BATCH_SIZE, _NUM_REQUESTS = 256, 50
+_LEAST_SECONDS, _LEAST_BATCHES = 0.5, 4  # of what is read before an exchange
 
 
 @ray.remote(num_cpus=0, concurrency_groups={"giving": 4, "taking": 1})
@@ -51,6 +52,16 @@ class Peer:
             taken += ray.get(under_way.popleft()).nbytes
         return taken
 
+    @ray.method(concurrency_group="taking")
+    def ask(self, giver: Any, repeats: int) -> list[float]:
+        """Give the seconds that it takes to be given next to nothing."""
+        times = []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            ray.get(giver.give.remote(1))
+            times.append(time.perf_counter() - started)
+        return times
+
 
 @ray.remote(num_cpus=0, concurrency_groups={"reading": 1, "asking": 1})
 class Rank:
@@ -60,18 +71,22 @@ class Rank:
         self._dataset = sharded.local_shard(0)
         sampler = sharded.sampler(self._dataset, _BATCH_SIZE, rank=0, node_ids=list(node_ids))
         self._loader = DataLoader(self._dataset, batch_sampler=sampler, collate_fn=collate_in_memory_images)
-        self._is_over = False
+        self._is_over, self._num_read = False, 0
 
     @ray.method(concurrency_group="reading")
     def read(self) -> list[tuple[float, int]]:
         """Give the time after each batch, as time.monotonic has it for all processes, and its samples."""
-        times = []
+        self._num_read, self._is_over, times = 0, False, []
         while True:
             for batch in self._loader:
                 times.append((time.monotonic(), len(batch["captions"])))
+                self._num_read += 1
                 if self._is_over:
-                    self._is_over = False
                     return times
+
+    @ray.method(concurrency_group="asking")
+    def num_read(self) -> int:
+        return self._num_read
 
     @ray.method(concurrency_group="asking")
     def stop(self) -> None:
@@ -119,6 +134,8 @@ def _measure(num_nodes: int, plan: Plan) -> Figures:
             "mb_per_s": spread(turn.per_s / 1e6 for turn in turns["exchange"]),
             "bare_mb_per_s": spread(turn.per_s / 1e6 for turn in turns["bare"]),
             "to_bare": ratio(turns["exchange"], turns["bare"]),
+            "request_ms": spread(1e3 * each for each in ray.get(peers[0].ask.remote(peers[1], _NUM_REQUESTS))),
+            "handle_bytes": len(ray.cloudpickle.dumps(peers[0])),
             "before_per_s": spread(before for before, _ in meanwhile),
             "meanwhile_per_s": spread(during for _, during in meanwhile),
             "meanwhile_to_before": spread(during / before for before, during in meanwhile),
@@ -130,13 +147,14 @@ class _Epochs:
 
     def __init__(self, held: ShardedDataset[Any], nodes: Sequence[str]) -> None:
         self._held, self._nodes, self._epoch = held, nodes, 0
+        self._terms = Terms(tuple(nodes), _BATCH_SIZE)
         self.num_bytes = 0
 
     def exchange(self) -> Turn:
         """Bring everywhere what is served in the next epoch; the samples of a turn are the bytes that are lent."""
         self._epoch += 1
         coordinator, started = self._held._coordinator, time.perf_counter()
-        views = ray.get([coordinator.view.remote(node, self._epoch) for node in self._nodes])
+        views = ray.get([coordinator.view.remote(node, self._epoch, self._terms) for node in self._nodes])
         seconds = time.perf_counter() - started
         self.num_bytes = DECODED_BYTES * sum(len(view.parts().foreign) for view in views)
         return Turn(self.num_bytes, seconds)
@@ -153,12 +171,15 @@ def _copy(peers: Sequence[Any], num_bytes: int) -> Turn:
 def _read_meanwhile(rank: Any, exchange: Callable[[], Turn]) -> tuple[float, float]:
     """Give the samples a second that a rank reads, before an exchange and during it."""
     read = rank.read.remote()
-    time.sleep(3 * _LEAST_SECONDS)
+    while ray.get(rank.num_read.remote()) < _LEAST_BATCHES:
+        time.sleep(_LEAST_SECONDS / 10)
+    time.sleep(_LEAST_SECONDS)
     began = time.monotonic()
     exchange()
     ended = time.monotonic()
     ray.get(rank.stop.remote())
     times = ray.get(read)
-    before = sum(number for at, number in times if began - _LEAST_SECONDS < at <= began) / _LEAST_SECONDS
+    first, _ = times[0]
+    before = sum(number for at, number in times if first < at <= began) / (began - first)
     during = sum(number for at, number in times if began < at <= ended) / (ended - began)
     return before, during

@@ -11,10 +11,14 @@ benchmarks/results/shuffling/, the tables to docs/explanation/shuffling.md.
 
 from __future__ import annotations
 
+import argparse
 import io
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -27,10 +31,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DistributedSampler
 
-from demo.dual_encoder import VOCABULARY_SIZE, contrastive_loss, hash_words
+from benchmarks.bench_quick import describe_machine
+from demo.dual_encoder import contrastive_loss, hash_words
 from demo.retrieval import measure_recall
 from demo.scenes import COLOURS, NUM_SCENES, SHAPES, draw_scene, render_scene
-from in_memory_datasets.scale.division import Division, Homes, Ranks, ranges_of
+from in_memory_datasets.scale.division import Division, Homes, Ranks, node_of_samples, ranges_of
 
 _ROOT = Path(__file__).parents[2]
 PAGE = _ROOT / "docs" / "explanation" / "shuffling.md"
@@ -44,10 +49,10 @@ SIDE = 32
 EMBEDDING_SIZE = 64
 WIDTHS = (16, 32, 64)
 METHOD = (
-    "Pictures are those of the demonstration set, one of each scene, scaled to a small square. Held out are scenes that "
-    "no rank trains on. 'sorted' lays the rows out by colour, then shape, background, size and place, so that a node of "
-    "8 holds one colour; 'shuffled' lays them out at random, once. Homes are contiguous ranges of the rows. 'global' is "
-    "torch's DistributedSampler. All runs of a seed begin with the same weights."
+    "Pictures are those of the demonstration set, one of each scene, scaled to a small square. Held out are scenes "
+    "that no rank trains on. 'sorted' lays the rows out by colour, then shape, background, size and place, so that a "
+    "node of 8 holds one or two colours; 'shuffled' lays them out at random, once. Homes are contiguous ranges of the "
+    "rows. 'global' is torch's DistributedSampler. All runs of a seed begin with the same weights."
 )
 
 
@@ -57,7 +62,8 @@ class Scenes:
 
     Attributes:
         pictures: uint8 (N, 3, SIDE, SIDE).
-        words: int64 (N, W), from `hash_words`.
+        words: int64 (N, W), numbers of words; 0 is padding.
+        num_words: One more than the highest of these numbers.
         captions: N of them.
         kinds: int64 (N,); the number of the pair of colour and shape.
         content: int64 (N,); sorts the scenes by what they show, in the order colour, shape, and all else.
@@ -65,6 +71,7 @@ class Scenes:
 
     pictures: Tensor
     words: Tensor
+    num_words: int
     captions: list[str]
     kinds: Tensor
     content: NDArray[np.int64]
@@ -72,7 +79,8 @@ class Scenes:
     def part(self, rows: NDArray[np.int64]) -> Scenes:
         """Take some rows, in their order."""
         captions = [self.captions[row] for row in rows]
-        return Scenes(self.pictures[rows], self.words[rows], captions, self.kinds[rows], self.content[rows])
+        words, kinds = self.words[rows], self.kinds[rows]
+        return Scenes(self.pictures[rows], words, self.num_words, captions, kinds, self.content[rows])
 
 
 def draw_scenes(num_scenes: int) -> Scenes:
@@ -88,7 +96,11 @@ def draw_scenes(num_scenes: int) -> Scenes:
     content[order] = np.arange(num_scenes)
     captions = [scene.caption for scene in scenes]
     planes = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
-    return Scenes(planes, hash_words(captions), captions, torch.tensor(kinds), content)
+    hashes = hash_words(captions)
+    # Numbered closely: a table of 4,096 words, of which 32 occur, takes the optimizer longer than all else.
+    known, numbers = np.unique(np.append(0, hashes.numpy()), return_inverse=True)
+    words = torch.from_numpy(numbers[1:].reshape(hashes.shape))
+    return Scenes(planes, words, len(known), captions, torch.tensor(kinds), content)
 
 
 # ---- who has which samples
@@ -125,12 +137,12 @@ def global_batches(num_samples: int, *, seed: int, epoch: int) -> Iterator[NDArr
 class SmallEncoder(nn.Module):
     """Embed pictures and captions; nothing in it looks across samples."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_words: int) -> None:
         super().__init__()
         self.pictures = nn.Sequential(
             *_convolutions(lambda width: nn.GroupNorm(4, width)), nn.Linear(16 * WIDTHS[-1], EMBEDDING_SIZE)
         )
-        self.words = nn.EmbeddingBag(VOCABULARY_SIZE, 2 * EMBEDDING_SIZE, mode="mean", padding_idx=0)
+        self.words = nn.EmbeddingBag(num_words, 2 * EMBEDDING_SIZE, mode="mean", padding_idx=0)
         self.text = nn.Sequential(
             nn.Linear(2 * EMBEDDING_SIZE, 2 * EMBEDDING_SIZE), nn.GELU(), nn.Linear(2 * EMBEDDING_SIZE, EMBEDDING_SIZE)
         )
@@ -203,9 +215,9 @@ class Task:
     local: bool
     contrastive: bool
 
-    def make_model(self) -> nn.Module:
+    def make_model(self, num_words: int) -> nn.Module:
         """Make what is trained."""
-        return SmallEncoder() if self.contrastive else make_classifier(NUM_RANKS if self.local else 1)
+        return SmallEncoder(num_words) if self.contrastive else make_classifier(NUM_RANKS if self.local else 1)
 
     def loss(self, model: nn.Module, scenes: Scenes, batch: NDArray[np.int64]) -> Tensor:
         """Give the mean of the ranks' losses; its gradient is the mean of theirs."""
@@ -226,7 +238,8 @@ class Task:
             seen, read, _ = model(scenes.pictures, scenes.words)
             return {"score": measure_recall(seen, read, scenes.captions).at_1}
         found = {}
-        for name, averaged in (("score", False), ("averaged_score", True)):
+        # With statistics of the global batch all ranks have the same.
+        for name, averaged in (("score", False), ("averaged_score", True))[: 2 if self.local else 1]:
             for layer in model:
                 if isinstance(layer, RankNorm):
                     layer.evaluate_averaged = averaged
@@ -261,7 +274,7 @@ class Extent:
     num_held_out: int
     num_epochs: int
     num_seeds: int
-    learning_rate: float = 3e-3
+    learning_rate: float = 4e-3
 
     @property
     def num_rows(self) -> int:
@@ -291,7 +304,7 @@ def train(run: Run, scenes: Scenes, extent: Extent, seed: int) -> dict[str, floa
     rows, held_out = scenes.part(np.arange(extent.num_rows)), scenes.part(np.arange(extent.num_rows, extent.num_scenes))
     laid_out = np.random.default_rng(seed).permutation(extent.num_rows)
     rows = rows.part(np.argsort(rows.content) if run.order == "sorted" else laid_out)
-    model = run.task.make_model()
+    model = run.task.make_model(scenes.num_words)
     optimizer = torch.optim.Adam(model.parameters(), lr=extent.learning_rate)
     num_steps = extent.num_epochs * (extent.num_rows // (NUM_RANKS * BATCH_SIZE))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, extent.learning_rate, num_steps, pct_start=0.1)
@@ -330,3 +343,176 @@ def measure_training(scenes: Scenes, extent: Extent, tell: Callable[[str], None]
         tell(f"{run.task.key} {run.order} M={run.num_nodes} q={run.fraction}: {row['score']['mean']:.3f}")
         rows.append(row)
     return rows
+
+
+# ---- how samples get about, without training
+
+
+def expected_epochs(fraction: float, num_nodes: int) -> float:
+    """Give how many epochs pass, on average, until a sample has been served by every node.
+
+    In an epoch it is served at home with chance 1 - q + q/M, and by each other node with q/M. By inclusion and
+    exclusion over the sets of nodes that have not served it yet, of which all that have as many members are alike.
+    """
+    away = fraction / num_nodes
+    total = 0.0
+    for others, home in itertools.product(range(num_nodes), (0, 1)):
+        if others or home:
+            chance = others * away + home * (1 - fraction + away)
+            total -= (-1) ** (others + home) * math.comb(num_nodes - 1, others) / chance
+    return total
+
+
+def count_epochs(fraction: float, num_nodes: int, *, samples_per_node: int, num_epochs: int) -> dict[str, float]:
+    """Deal epochs until every sample has been served by every node; count epochs, and what was borrowed.
+
+    Args:
+        fraction: q, above 0.
+        num_nodes: M.
+        samples_per_node: At home with each.
+        num_epochs: After these, what share of other nodes has served a sample is counted.
+    """
+    homes = Homes(ranges_of([samples_per_node] * num_nodes))
+    owners = node_of_samples(homes, np.arange(homes.num_samples))
+    served = np.zeros((homes.num_samples, num_nodes), bool)
+    complete_after = np.zeros(homes.num_samples, np.int64)
+    borrowed = epoch = 0
+    share_after = 0.0
+    while not complete_after.all():
+        division = Division(homes, fraction, 0, epoch)
+        for node in range(num_nodes):
+            samples = division.served_by(node)
+            served[samples, node] = True
+            borrowed += int(np.count_nonzero(owners[samples] != node))
+        epoch += 1
+        complete_after[served.all(axis=1) & (complete_after == 0)] = epoch
+        if epoch == num_epochs:
+            elsewhere = served.sum() - np.count_nonzero(served[np.arange(len(owners)), owners])
+            share_after = float(elsewhere / (len(owners) * (num_nodes - 1)))
+    return {
+        "epochs": float(complete_after.mean()),
+        "last_epochs": int(complete_after.max()),
+        "borrowed_share": borrowed / (epoch * homes.num_samples),
+        "met_share": share_after,
+    }
+
+
+def measure_coverage(fractions: Sequence[float], *, samples_per_node: int, num_epochs: int) -> list[dict[str, Any]]:
+    """Count and compute, for the most nodes, how far samples get about."""
+    num_nodes = max(NODES)
+    rows = []
+    for fraction in fractions:
+        expected = {
+            "epochs": expected_epochs(fraction, num_nodes),
+            "borrowed_share": fraction * (1 - 1 / num_nodes),
+            "met_share": 1 - (1 - fraction / num_nodes) ** num_epochs,
+        }
+        counted = count_epochs(fraction, num_nodes, samples_per_node=samples_per_node, num_epochs=num_epochs)
+        rows.append({"fraction": fraction, "num_nodes": num_nodes, "expected": expected, "counted": counted})
+    return rows
+
+
+# ---- what is written
+
+
+def make_tables(record: dict[str, Any]) -> dict[str, str]:
+    """Make the page's tables of the results, by name."""
+    tables = {"extent": _extent_lines(record), "coverage": _coverage_table(record["coverage"])}
+    for score in ("score", "averaged_score"):
+        for task in TASKS:
+            rows = [row for row in record["training"] if row["task"] == task.key and score in row]
+            if rows:
+                tables[f"{task.key} {score}"] = _training_table(rows, score)
+    return tables
+
+
+def _extent_lines(record: dict[str, Any]) -> str:
+    extent, machine = record["extent"], record["machine"]
+    return (
+        f"{extent['num_rows']:,} pictures of {extent['side']}×{extent['side']}, {extent['num_held_out']} held out, "
+        f"{extent['num_ranks']} ranks with batches of {extent['batch_size']}, {extent['num_epochs']} epochs, "
+        f"{extent['num_seeds']} seeds; {record['seconds']} s on one thread, torch "
+        f"{machine['torch']}, {machine['date']}."
+    )
+
+
+def _training_table(rows: list[dict[str, Any]], score: str) -> str:
+    fractions = sorted({row["fraction"] for row in rows if row["fraction"] is not None})
+    baseline = next(row for row in rows if row["fraction"] is None)
+    lines = [
+        "| rows | nodes | " + " | ".join(f"q = {fraction:g}" for fraction in fractions) + " | global shuffle |",
+        "| --- | ---: |" + " ---: |" * (len(fractions) + 1),
+    ]
+    exchanged = [row for row in rows if row["fraction"] is not None]
+    for (order, num_nodes), group in itertools.groupby(exchanged, lambda row: (row["order"], row["num_nodes"])):
+        cells = {row["fraction"]: _some(row[score]) for row in group}
+        told = " | ".join(cells[fraction] for fraction in fractions)
+        lines.append(f"| {order} | {num_nodes} | {told} | {_some(baseline[score])} |")
+    return "\n".join(lines)
+
+
+def _some(values: dict[str, Any]) -> str:
+    return f"{100 * values['mean']:.1f} ({100 * values['min']:.1f}–{100 * values['max']:.1f})"
+
+
+def _coverage_table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| q | borrowed in an epoch, % of the dataset | other nodes met by a sample in the epochs trained here, % | "
+        "epochs until it has met all | until the last sample has |",
+        "| ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        expected, counted = row["expected"], row["counted"]
+        shares = [f"{100 * expected[key]:.2f} ({100 * counted[key]:.2f})" for key in ("borrowed_share", "met_share")]
+        epochs = f"{expected['epochs']:,.1f} ({counted['epochs']:,.1f})"
+        lines.append(f"| {row['fraction']:g} | {' | '.join(shares)} | {epochs} | ({counted['last_epochs']:,}) |")
+    return "\n".join(lines)
+
+
+def with_tables(page: str, tables: dict[str, str]) -> str:
+    """Put tables where the page has them: between `<!-- table: NAME -->` and `<!-- end -->`."""
+    for name, table in tables.items():
+        start, stop = f"<!-- table: {name} -->\n", "\n<!-- end -->"
+        before, found, rest = page.partition(start)
+        if found:
+            page = before + found + table + stop + rest.partition(stop)[2]
+    return page
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one short epoch of few pictures, one seed")
+    parser.add_argument("--output", type=Path, help=f"default: {RESULTS.parent.relative_to(_ROOT)} for a whole run")
+    options = parser.parse_args()
+    output = options.output or (_ROOT / "build" / "shuffling" if options.quick else RESULTS.parent)
+    extent = QUICK if options.quick else WHOLE
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    coverage = measure_coverage(
+        (0.3, 1.0) if options.quick else FRACTIONS[1:], samples_per_node=200, num_epochs=extent.num_epochs
+    )
+    told = "[{:.0f} s] {}"
+    training = measure_training(
+        draw_scenes(extent.num_scenes),
+        extent,
+        lambda line: print(told.format(time.perf_counter() - started, line), flush=True),
+    )
+    sizes = {"num_rows": extent.num_rows, "side": SIDE, "num_ranks": NUM_RANKS, "batch_size": BATCH_SIZE}
+    record = {
+        "machine": describe_machine(),
+        "method": METHOD,
+        "seconds": round(time.perf_counter() - started),
+        "extent": {**asdict(extent), **sizes},
+        "coverage": coverage,
+        "training": training,
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "results.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    tables = make_tables(record)
+    print("\n\n".join(f"{name}\n{table}" for name, table in tables.items()))
+    if output == RESULTS.parent and PAGE.exists():
+        PAGE.write_text(with_tables(PAGE.read_text("utf-8"), tables), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -8,47 +8,39 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
-
 from in_memory_datasets.build.bars import Progress, progress_bar, waiting_bar
 from in_memory_datasets.errors import ConfigError
 from in_memory_datasets.store import Pieces, Store, cache, disk_errors, open_store, save_store
-from in_memory_datasets.store.parcels import ParcelWriter, cut_parcel
+from in_memory_datasets.store.parcels import save_pieces
 from in_memory_datasets.store.publishing import directory_of, fetch_store, is_url, publish
-
-_NUM_PACKED_AT_ONCE = 256  # samples
 
 
 def save(store: Store | Pieces, place: str | os.PathLike[str], *, progress: bool) -> None:
     """Write a store into a directory, or to a URL; several that are read as one become one, of the rows they have.
 
+    The rows of that one are numbered from 0 on, whatever their numbers were in the user's dataset.
+
     Raises:
         StoreError: Other files are there; or the disk is full, or may not be written; or, at a URL, samples are
             altered.
     """
-    if isinstance(store, Pieces):
+    if isinstance(store, Pieces) and is_url(place):
         with tempfile.TemporaryDirectory(prefix="in-memory-datasets-") as aside:
             with disk_errors(Path(aside)):
-                packed = _pack(store, Path(aside))
-            with packed:
+                save_pieces(store, aside)
+            with open_store(Path(aside)) as packed:
                 save(packed, place, progress=progress)
         return
     with progress_bar(progress, store.nbytes, "Saving", unit="B") as bar:
-        if is_url(place):
+        if isinstance(store, Store) and is_url(place):
             publish(store, place, on_progress=bar.update)
-        else:
-            directory = directory_of(place)
-            with disk_errors(directory, "cannot save the dataset in"):
+            return
+        directory = directory_of(place)
+        with disk_errors(directory, "cannot save the dataset in"):
+            if isinstance(store, Pieces):
+                save_pieces(store, directory, on_progress=bar.update)
+            else:
                 save_store(store, directory, on_progress=bar.update)
-
-
-def _pack(pieces: Pieces, directory: Path) -> Store:
-    """Lay the rows of several stores, one after the other, into one."""
-    num_rows = pieces.num_samples
-    with ParcelWriter(pieces.spec, encoded=bool(pieces.encoded), num_rows=num_rows, directory=directory) as writer:
-        for start in range(0, num_rows, _NUM_PACKED_AT_ONCE):
-            writer.add(cut_parcel(pieces, np.arange(start, min(start + _NUM_PACKED_AT_ONCE, num_rows))))
-        return writer.finish()
 
 
 def open_saved(place: str | os.PathLike[str], *, cache_dir: cache.CacheDir | None, progress: Progress) -> Store:

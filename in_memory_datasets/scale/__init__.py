@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from in_memory_datasets.scale.ray_data import from_ray_dataset
     from in_memory_datasets.scale.reporting import ClusterReport
     from in_memory_datasets.scale.sampler import ShardSampler
-    from in_memory_datasets.scale.sharded import ShardedDataset, load_on_cluster
+    from in_memory_datasets.scale.sharded import ShardedDataset, load_on_cluster, plan_on_cluster
     from in_memory_datasets.scale.stages import decode_into_rows
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "decode_into_rows",
     "from_ray_dataset",
     "load_on_cluster",
+    "plan_on_cluster",
 ]
 
 _MODULES = {
@@ -40,6 +41,7 @@ _MODULES = {
     "decode_into_rows": "stages",
     "from_ray_dataset": "ray_data",
     "load_on_cluster": "sharded",
+    "plan_on_cluster": "sharded",
 }
 
 

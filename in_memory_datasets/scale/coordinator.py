@@ -110,8 +110,8 @@ class Coordinator:
         """Take some rows, in whatever order they come; `number` is their place in the right one."""
         self._numbered[number] = RowBlock(ray.put(records), 0, num_rows)
 
-    async def end_rows(self, num_batches: int) -> None:
-        """Take note that all rows are there.
+    async def end_rows(self, num_batches: int, num_rows: int | None = None) -> None:
+        """Take note that all rows are there; or, for a plan alone, that there are so many more like them.
 
         Raises:
             LoadError: They are not, since this actor was started again meanwhile.
@@ -119,7 +119,7 @@ class Coordinator:
         if len(self._numbered) != num_batches:
             raise LoadError("the cluster's coordinator ended while rows were handed to it: load again")
         self._blocks = [block for _, block in sorted(self._numbered.items())]
-        self._num_rows = sum(block.num_rows for block in self._blocks)
+        self._num_rows = sum(block.num_rows for block in self._blocks) if num_rows is None else num_rows
 
     async def read_rows(self, dataset: Any, max_rows: int | None) -> int:
         """Take the rows of a `ray.data.Dataset`, which is executed here; give how many there are."""

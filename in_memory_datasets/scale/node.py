@@ -91,7 +91,7 @@ class Notes:
     num_cpus=0,
     max_restarts=-1,
     max_task_retries=-1,
-    concurrency_groups={"loading": 1, "lending": 4, "borrowing": 2, "watching": 2, "asking": 4},
+    concurrency_groups={"loading": 1, "lending": 4, "borrowing": 4, "watching": 2, "asking": 4},
 )
 class NodeActor:
     """Holds what is at home at a node; one on each node.
@@ -114,6 +114,7 @@ class NodeActor:
         self._built: dict[Piece, Built] = {}
         self._notes: Notes | None = None
         self._guests: OrderedDict[str, Store] = OrderedDict()
+        self._fetching: dict[str, threading.Lock] = {}
 
     def _tell(self, num_more: int) -> None:
         self._num_done += num_more
@@ -159,12 +160,14 @@ class NodeActor:
         piece, effort = self._held(start, stop) or Piece(start, stop, version=version), Effort()
         store = self._stores.get(piece) or find_store(self._job, piece.key)
         was_there = store is not None
-        if store is None:
+        if store is not None:
+            piece, store = self._hold(piece, store)
+        else:
             limit = self._request.memory_limit
             if limit is not None:
                 limit = max(1, parse_bytes(limit) - sum(other.nbytes for other in self._stores.values()))
-            store, effort = load(replace(self._request, reader=self._reader(start, blocks), memory_limit=limit))
-        piece = self._keep(piece, store)
+            loaded, effort = load(replace(self._request, reader=self._reader(start, blocks), memory_limit=limit))
+            piece, store = self._keep(piece, loaded)
         return self._note(Built(piece, _report_of(store, effort, start), self._failed(store, start), was_there))
 
     def _note(self, built: Built) -> Built:
@@ -182,7 +185,7 @@ class NodeActor:
         if mended is not store:
             with self._changed:
                 del self._stores[piece]
-                piece = self._keep(replace(piece, version=piece.version + 1), mended)
+                piece, mended = self._keep(replace(piece, version=piece.version + 1), mended)
             store.close()
         return self._note(Built(piece, _report_of(mended, effort, start), self._failed(mended, start), attached=False))
 
@@ -195,15 +198,19 @@ class NodeActor:
         reader.first_row = start
         return reader
 
-    def _keep(self, piece: Piece, store: Store) -> Piece:
-        """Hold a store, and let the processes of this node have it."""
+    def _keep(self, piece: Piece, store: Store) -> tuple[Piece, Store]:
+        """Hold a store that was made here, and let the processes of this node have it."""
+        if store.directory is None:
+            store = _shown(self._job, piece.key, store)
+        return self._hold(piece, store)
+
+    def _hold(self, piece: Piece, store: Store) -> tuple[Piece, Store]:
         if store.directory is not None:
             piece = replace(piece, directory=str(store.directory))
         with self._changed:
-            if piece not in self._stores:
-                self._stores[piece] = _shown(self._job, piece.key, store) if store.directory is None else store
+            self._stores[piece] = store
             self._changed.notify_all()
-        return piece
+        return piece, store
 
     def _failed(self, store: Store, start: int) -> tuple[int, ...]:
         if self._request.on_error != "skip":
@@ -237,10 +244,14 @@ class NodeActor:
         key, parts = guests_key(view.division), view.parts()
         if not len(parts.foreign):
             return 0
-        store = self._guests.get(key) or find_store(self._job, key)
-        if store is None:
-            store = _shown(self._job, key, self._fetch_guests(parts.guests, parts.owners, lenders))
         with self._changed:
+            fetching = self._fetching.setdefault(key, threading.Lock())
+        with fetching:  # several ranks ask for the same at once
+            store = self._guests.get(key) or find_store(self._job, key)
+            if store is None:
+                store = _shown(self._job, key, self._fetch_guests(parts.guests, parts.owners, lenders))
+        with self._changed:
+            self._fetching.pop(key, None)
             self._guests[key] = store
             self._guests.move_to_end(key)
             while len(self._guests) > 2:  # that of this epoch, and of the next one

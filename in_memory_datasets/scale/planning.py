@@ -114,15 +114,20 @@ def plan_cluster(
         num_rows: How many there are.
         nodes: What there is.
     """
-    reader = open_rows(list(sample) or [{}], media_col=columns[0], txt_col=columns[1], max_samples=None)
+    some, none = (
+        open_rows(rows, media_col=columns[0], txt_col=columns[1], max_samples=None) for rows in (list(sample), [])
+    )
     tiers = dict[Storage, tuple[float, bool]]()
     choices: tuple[Storage, ...] = ("decoded", "encoded") if request.storage == "auto" else (request.storage,)
     for storage in choices:
-        one = plan(replace(request, storage=storage, reader=reader, memory_limit=None))
-        tiers[storage] = (one.bytes_needed or 0) / max(1, len(sample)), one.is_upper_bound
+        one, empty = (
+            plan(replace(request, storage=storage, reader=reader, memory_limit=None)) for reader in (some, none)
+        )
+        num_bytes = (one.bytes_needed or 0) - (empty.bytes_needed or 0)
+        tiers[storage] = num_bytes / max(1, len(sample)), one.is_upper_bound
     sharing = Counter(node.facts.machine for node in nodes)  # nodes on one machine have its memory together
     for storage, (num_bytes, is_upper_bound) in tiers.items():
-        for_guests = 1 + DEFAULT_FRACTION
+        for_guests = 1 + 2 * DEFAULT_FRACTION  # of an epoch, and of the next one
         available = [
             node.facts.bytes_available
             if node.facts.limited_by == "memory_limit"

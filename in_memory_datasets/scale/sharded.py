@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import os
 import uuid
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import ray
@@ -17,6 +18,7 @@ from ray.exceptions import RayTaskError
 
 from in_memory_datasets.build.bars import progress_bar
 from in_memory_datasets.errors import ConfigError, StoreError
+from in_memory_datasets.rows import RowReader
 from in_memory_datasets.scale.coordinator import LOST, NAMESPACE, Coordinator, Description
 from in_memory_datasets.scale.division import DEFAULT_FRACTION
 from in_memory_datasets.scale.planning import ClusterPlan
@@ -59,40 +61,105 @@ def load_on_cluster(
     Cost: one fetch and decode per sample, on all nodes at once. The rows go through this process some at a time, unless
     the cluster reads them.
     """
+    order = _understand(cls, data, args, kwargs)
+    if name is not None and (found := ShardedDataset._find(name)) is not None:
+        return _same(found, order.description, name)
+    sharded = ShardedDataset[DatasetT](order.description, _start(order, name))
+    try:
+        _hand_over_rows(sharded._coordinator, order)
+        _get(sharded._coordinator.plan.remote())
+        _wait_for_load(sharded._coordinator, shows_progress=order.shows_progress)
+    except BaseException:
+        sharded.close()
+        raise
+    return sharded
+
+
+def plan_on_cluster(cls: type[InMemoryDataset[Any]], data: Any, *args: Any, **kwargs: Any) -> ClusterPlan:
+    """Compute what a dataset would take on the nodes of a cluster, and whether that fits; nothing is fetched.
+
+    Takes the arguments of `load_on_cluster`, but for the name.
+
+    Raises:
+        ConfigError: An argument cannot work.
+
+    Cost: starts an actor on each node, and ends them; reads the first rows, and all of them only where their number is
+    not known without.
+    """
+    order = _understand(cls, data, args, kwargs)
+    sharded = ShardedDataset[Any](order.description, _start(order, None))
+    try:
+        _hand_over_rows(sharded._coordinator, order, only_some=True)
+        plan: ClusterPlan = _get(sharded._coordinator.plan.remote())
+    finally:
+        sharded.close()
+    return plan
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What is to be loaded, as far as this process understands it.
+
+    Attributes:
+        description: What the cluster is told.
+        reader: The rows, or of what the cluster reads the first one.
+        source: What the cluster is to read; None where this process hands the rows on.
+        max_samples: How many rows to take; None for all.
+        shows_progress: Whether to draw a progress bar.
+    """
+
+    description: Description
+    reader: RowReader
+    source: Any | None
+    max_samples: int | None
+    shows_progress: bool
+
+
+def _understand(cls: Any, data: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Order:
     if kwargs.get("wait", True) is not True:
         raise ConfigError("wait=False is for one machine: a cluster is loaded before local_shard() gives what it holds")
     source, sample = _source_of(data)
-    make: Any = cls
-    described = make(sample if source is not None else data, *args, **{**kwargs, "wait": DESCRIBED})
+    described = cls(sample if source is not None else data, *args, **{**kwargs, "wait": DESCRIBED})
     request, reader = described._request, described._request.rows
     if reader.takes_what_fits:
-        raise ConfigError('max_samples="auto" is for one machine: ask sharded.plan, and give a number')
-    shows_progress = request.progress is True
+        raise ConfigError('max_samples="auto" is for one machine: give plan_on_cluster(...).num_samples_that_fit')
     description = Description(
         replace(request, reader=None, job=None, progress=False, may_all_fail=True),
         reader.columns,
         cloudpickle.dumps((cls, described._serving)),
     )
-    if name is not None and (found := ShardedDataset._find(name)) is not None:
-        return _same(found, description, name)
-    token = uuid.uuid4().hex
+    max_samples = inspect.signature(cls).bind(data, *args, **kwargs).arguments.get("max_samples")
+    return _Order(description, reader, source, max_samples, request.progress is True)
+
+
+def _start(order: _Order, name: str | None) -> Any:
     options: dict[str, Any] = {}
     if name is not None:
         options = {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "max_restarts": -1}
-    coordinator = Coordinator.options(**options).remote(name or "", token, description)  # type: ignore[attr-defined]
-    sharded = ShardedDataset[DatasetT](description, coordinator)
-    try:
-        if source is None:
-            _send_rows(coordinator, reader)
-        else:
-            most = inspect.signature(cls).bind(data, *args, **kwargs).arguments.get("max_samples")
-            _get(coordinator.read_rows.remote(source, most))
-        _get(coordinator.plan.remote())
-        _wait_for_load(coordinator, shows_progress=shows_progress)
-    except BaseException:
-        sharded.close()
-        raise
-    return sharded
+    token = uuid.uuid4().hex
+    return Coordinator.options(**options).remote(name or "", token, order.description)  # type: ignore[attr-defined]
+
+
+def _hand_over_rows(coordinator: Any, order: _Order, *, only_some: bool = False) -> None:
+    """Have the cluster read the rows, or send them; only the first where their number is known and that will do."""
+    if order.source is not None:
+        _get(coordinator.read_rows.remote(order.source, order.max_samples))
+    else:
+        _send_rows(coordinator, order.reader, num_rows=order.reader.num_rows if only_some else None)
+
+
+def _send_rows(coordinator: Any, reader: RowReader, *, num_rows: int | None = None) -> None:
+    """Send rows, a few batches at a time, whatever their number; or a batch of them that stands for so many."""
+    under_way: list[Any] = []
+    number = 0
+    for records in reader.records() if num_rows is None else itertools.islice(reader.records(), 1):
+        if len(under_way) == _NUM_UNDER_WAY:
+            _get(under_way.pop(0))
+        under_way.append(coordinator.add_rows.remote(number, records, len(records)))
+        number += 1
+    for ref in under_way:
+        _get(ref)
+    _get(coordinator.end_rows.remote(number, num_rows))
 
 
 def _same(found: Any, description: Description, name: str) -> ShardedDataset[Any]:
@@ -330,20 +397,6 @@ def _source_of(data: Any) -> tuple[Any | None, list[Any]]:
         return None, []
     data.context.execution_options.preserve_order = True  # row i is row i, whoever reads it
     return data, data.take(1)
-
-
-def _send_rows(coordinator: Any, reader: Any) -> None:
-    """Hand the rows on, a few batches at a time, whatever their number."""
-    under_way: list[Any] = []
-    number = 0
-    for records in reader.records():
-        if len(under_way) == _NUM_UNDER_WAY:
-            _get(under_way.pop(0))
-        under_way.append(coordinator.add_rows.remote(number, records, len(records)))
-        number += 1
-    for ref in under_way:
-        _get(ref)
-    _get(coordinator.end_rows.remote(number))
 
 
 def _wait_for_load(coordinator: Any, *, shows_progress: bool) -> None:

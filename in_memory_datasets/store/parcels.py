@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,10 @@ from in_memory_datasets.schema import AudioSpec, ImageSpec
 from in_memory_datasets.store.block import Block
 from in_memory_datasets.store.layout import HEADER_BYTES, pack_header
 from in_memory_datasets.store.pieces import Pieces
-from in_memory_datasets.store.store import ROWS, SAMPLES, Store, checksum
+from in_memory_datasets.store.store import ROWS, SAMPLES, NewFiles, Store, checksum, save_store
 from in_memory_datasets.store.table import LOADED, TableWriter, numbers_of, one_batch
+
+_PARCEL_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,15 +45,20 @@ class Parcel:
     data: NDArray[np.uint8]
 
 
-def cut_parcel(pieces: Pieces, slots: NDArray[np.int64]) -> Parcel:
+def cut_parcel(pieces: Store | Pieces, slots: NDArray[np.int64]) -> Parcel:
     """Copy some samples with their rows.
 
     Args:
-        pieces: Where they lie.
+        pieces: Where they lie, all decoded or all encoded.
         slots: Their rows, in any order, repeats allowed, int64 (m,).
+
+    Raises:
+        StoreError: Some lie decoded and some encoded.
 
     Cost: one copy of the samples.
     """
+    if 0 < pieces.num_decoded < pieces.num_unique:
+        raise StoreError("samples lie partly decoded and partly encoded, and are sent on only where all lie alike")
     table = pieces.table
     is_loaded, numbers = table.status[slots] == LOADED, table.sample_of(slots)
     num_frames = np.zeros(len(slots), np.int64)
@@ -77,14 +85,18 @@ class ParcelWriter:
         spec: What each sample was turned into.
         encoded: Whether they lie encoded.
         num_rows: How many will come.
-        directory: An existing directory to write into; None for memory.
+        directory: Where to write it as files: a directory that is new, empty, or an older store, which is replaced when
+            this is finished; None for memory.
+
+    Raises:
+        StoreError: The directory holds something else.
     """
 
     def __init__(
         self, spec: ImageSpec | AudioSpec, *, encoded: bool, num_rows: int, directory: Path | None = None
     ) -> None:
         encoded = encoded and num_rows > 0  # an empty store says nothing of encoded samples
-        self._spec, self._encoded, self._num_rows, self._directory = spec, encoded, num_rows, directory
+        self._spec, self._encoded, self._num_rows = spec, encoded, num_rows
         self._image_bytes = 0 if encoded or isinstance(spec, AudioSpec) else spec.image_size[0] * spec.image_size[1] * 3
         num_offsets = (num_rows + 1) * (isinstance(spec, AudioSpec) + encoded)
         self._end = HEADER_BYTES + num_offsets * 8
@@ -93,21 +105,23 @@ class ParcelWriter:
         self._frames: list[NDArray[np.int64]] = []
         self._num_come = 0
         self._resources = ExitStack()
+        self._files = None if directory is None else self._resources.enter_context(NewFiles(directory))
         self._samples = self._resources.enter_context(self._block(SAMPLES))
 
     def _block(self, name: str) -> Block:
-        return Block.anonymous(name) if self._directory is None else Block.create(self._directory / name)
+        return Block.anonymous(name) if self._files is None else Block.create(self._files.partials[name])
 
     def add(self, parcel: Parcel) -> None:
         """Put what has come into its place.
 
         Raises:
             StoreError: A sample differs from its checksum, or there are more than were to come.
+            OSError: The disk is full.
         """
         num_rows = len(parcel.sizes)
         if self._num_come + num_rows > self._num_rows:
             raise StoreError(f"{self._num_come + num_rows:,} samples have come, expected {self._num_rows:,}")
-        _compare(parcel)
+        self._compare(parcel)
         if not self._image_bytes:
             self._samples.write(parcel.data, self._end)
             self._end += parcel.data.nbytes
@@ -135,7 +149,14 @@ class ParcelWriter:
         rows = self._resources.enter_context(self._block(ROWS))
         rows.write(_to_buffer(self._rows), 0)
         blocks = [Block(os.dup(block.fd)) for block in (self._samples, rows)]
-        return Store(self._spec, samples=blocks[0], rows=blocks[1], directory=self._directory)
+        directory = None if self._files is None else self._files.directory
+        store = Store(self._spec, samples=blocks[0], rows=blocks[1], directory=directory)
+        if self._files is not None:
+            for block in blocks:
+                os.fsync(block.fd)
+            self._files.declare(store.manifest())
+            store.hold()
+        return store
 
     def _write_places(self) -> None:
         num_rows, arrays, numbers = self._num_rows, dict[str, tuple[str, tuple[int, ...]]](), []
@@ -159,6 +180,25 @@ class ParcelWriter:
             start += each.nbytes
         self._samples.resize(self._end)
 
+    def _compare(self, parcel: Parcel) -> None:
+        """Compare all that is said of a parcel's samples with their bytes."""
+        is_loaded = numbers_of(parcel.rows.column("status"), np.uint8) == LOADED
+        expected = numbers_of(parcel.rows.column("checksum"), np.uint64)
+        sizes = parcel.sizes
+        lengths = sizes  # of encoded samples any
+        if self._image_bytes:
+            lengths = np.where(is_loaded, self._image_bytes, 0)
+        elif isinstance(self._spec, AudioSpec) and not self._encoded:
+            lengths = parcel.num_frames * np.dtype(self._spec.dtype).itemsize
+        is_wrong = (sizes != lengths) | (~is_loaded & (sizes != 0))
+        ends = np.cumsum(sizes)
+        for place in np.flatnonzero(is_loaded & ~is_wrong).tolist():
+            sample = parcel.data[int(ends[place] - sizes[place]) : int(ends[place])]
+            is_wrong[place] = checksum(sample) != int(expected[place])
+        if is_wrong.any():
+            source = parcel.rows.column("source")[int(np.argmax(is_wrong))].as_py()
+            raise StoreError(f"{source} differs from its checksum: it was altered, here or on the way; load it again")
+
     def __enter__(self) -> ParcelWriter:
         return self
 
@@ -168,14 +208,30 @@ class ParcelWriter:
         self._resources.close()
 
 
-def _compare(parcel: Parcel) -> None:
-    expected = numbers_of(parcel.rows.column("checksum"), np.uint64)
-    ends = np.cumsum(parcel.sizes)
-    for place in np.flatnonzero(parcel.sizes).tolist():
-        sample = parcel.data[int(ends[place] - parcel.sizes[place]) : int(ends[place])]
-        if checksum(sample) != int(expected[place]):
-            source = parcel.rows.column("source")[place].as_py()
-            raise StoreError(f"{source} differs from its checksum on the way between two nodes: load it again")
+def save_pieces(
+    pieces: Pieces, directory: str | os.PathLike[str], *, on_progress: Callable[[int], object] = lambda num_bytes: None
+) -> None:
+    """Write the rows of several stores, one after the other, into one in a directory, as `save_store` does.
+
+    Its rows are numbered anew, from 0 on. Where there are several stores, each row has a sample of its own there.
+
+    Raises:
+        StoreError: The directory holds something else, or a sample was altered.
+        OSError: The disk is full or may not be written.
+    """
+    if len(pieces.stores) == 1:
+        save_store(pieces.stores[0], directory, on_progress=on_progress)
+        return
+    num_rows = pieces.num_samples
+    step = max(1, _PARCEL_BYTES * pieces.num_unique // max(1, pieces.nbytes))
+    with ParcelWriter(
+        pieces.spec, encoded=bool(pieces.encoded), num_rows=num_rows, directory=Path(directory)
+    ) as writer:
+        for start in range(0, num_rows, step):
+            parcel = cut_parcel(pieces, np.arange(start, min(start + step, num_rows)))
+            writer.add(parcel)
+            on_progress(parcel.data.nbytes)
+        writer.finish().close()
 
 
 def _to_buffer(batches: list[Any]) -> Any:

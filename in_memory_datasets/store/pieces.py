@@ -343,9 +343,10 @@ class Pieces:
         return sorted(int(numbers[slot]) for store, numbers in pairs for slot in store.verify())
 
     def report(self, effort: Effort, *, bytes_available: int | None = None) -> LoadReport:
-        """Sum up what is there, see `Store.report`."""
+        """Sum up what is there, see `Store.report`; failures by the row numbers of the user's dataset."""
         table, failures = self.table, self.table.failures()
         num_ok = int(np.count_nonzero(table.status == LOADED))
+        num_on_disk = 0 if bytes_available is None else self._num_on_disk(bytes_available)
         return LoadReport(
             num_samples=table.num_rows,
             num_ok=num_ok,
@@ -356,9 +357,9 @@ class Pieces:
             seconds=effort.seconds,
             bytes_fetched=effort.bytes_fetched,
             nbytes=self.nbytes,
-            num_decoded=0 if self.encoded else num_ok,
-            num_encoded=num_ok if self.encoded else 0,
-            num_on_disk=0,
+            num_decoded=0 if self.encoded else num_ok - num_on_disk,
+            num_encoded=num_ok - num_on_disk if self.encoded else 0,
+            num_on_disk=num_on_disk,
             by_stage=count_stages(failures),
             by_host=count_hosts(failures),
             num_tried=effort.num_tried,
@@ -366,6 +367,16 @@ class Pieces:
             slowest_hosts=effort.slowest_hosts,
             num_unique=self.num_unique,
         )
+
+    def _num_on_disk(self, bytes_available: int) -> int:
+        """Count the loaded rows of those pieces that are files for which there is no room in so much memory."""
+        num_on_disk, left = 0, bytes_available
+        for store in self.stores:
+            if store.directory is not None:
+                loaded = store.table.sample_of(np.flatnonzero(store.table.status == LOADED))
+                num_on_disk += int(np.count_nonzero(loaded >= store.num_samples_in(left)))
+                left = max(0, left - store.nbytes)
+        return num_on_disk
 
     def close(self) -> None:
         """Close all stores; views handed out before stay readable."""

@@ -337,28 +337,55 @@ def save_store(
         OSError: The disk is full or may not be written.
     """
     store.refuse_if_cut_short()
-    target = Path(directory)
-    target.mkdir(parents=True, exist_ok=True)
-    foreign = {path.name for path in target.iterdir()} - {MANIFEST, SAMPLES, ROWS}
-    foreign = {name for name in foreign if not name.endswith(".partial")}
-    if foreign:
-        raise StoreError(
-            f"{target} holds other files ({', '.join(sorted(foreign)[:3])}): save into a directory of its own"
-        )
-    partials = {name: target / f"{name}.partial" for name in (SAMPLES, ROWS, MANIFEST)}
-    try:
+    with NewFiles(directory) as files:
         for name, block in ((SAMPLES, store.samples), (ROWS, store.rows)):
-            partials[name].unlink(missing_ok=True)
-            with Block.create(partials[name]) as copy:
+            with Block.create(files.partials[name]) as copy:
                 block.copy_to(copy, on_progress=on_progress)
                 os.fsync(copy.fd)
-        write_partial_manifest(target, store.manifest())
-    except BaseException:
-        for partial in partials.values():
+        files.declare(store.manifest())
+
+
+class NewFiles:
+    """The files of a store under the names they have until they are complete; a context manager.
+
+    What is not declared is removed.
+
+    Args:
+        directory: Where to: new, empty, or an older store that is then replaced.
+
+    Attributes:
+        partials: Where each file is written; there is nothing yet.
+
+    Raises:
+        StoreError: The directory holds something else.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.directory = target = Path(directory)
+        target.mkdir(parents=True, exist_ok=True)
+        foreign = {path.name for path in target.iterdir()} - {MANIFEST, SAMPLES, ROWS}
+        foreign = {name for name in foreign if not name.endswith(".partial")}
+        if foreign:
+            raise StoreError(
+                f"{target} holds other files ({', '.join(sorted(foreign)[:3])}): save into a directory of its own"
+            )
+        self.partials = {name: target / f"{name}.partial" for name in (SAMPLES, ROWS, MANIFEST)}
+        for partial in self.partials.values():
+            partial.unlink(missing_ok=True)
+
+    def declare(self, manifest: bytes) -> None:
+        """Put the files, which are written and synced, into the place of older ones; the manifest comes last."""
+        write_partial_manifest(self.directory, manifest)
+        partials, self.partials = self.partials, {}
+        # From here on the disk needs no more room.
+        (self.directory / MANIFEST).unlink(missing_ok=True)
+        for name, partial in partials.items():
+            os.replace(partial, self.directory / name)
+
+    def __enter__(self) -> NewFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for partial in self.partials.values():
             with contextlib.suppress(OSError):  # it is the first error that says what is wrong
                 partial.unlink()
-        raise
-    # From here on the disk needs no more room.
-    (target / MANIFEST).unlink(missing_ok=True)
-    for name, partial in partials.items():
-        os.replace(partial, target / name)

@@ -553,7 +553,8 @@ class InMemoryAudioTextDataset(InMemoryDataset[AudioServing]):
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Frames of each sample as it is served, by position: int64, shape (len(dataset),)."""
-        offsets, table = self._store.offsets, self._store.table
+        store = self._store
+        offsets, table = store.offsets, store.table
         assert offsets is not None
         lengths = np.minimum(np.diff(offsets), self._serving.max_frames(self._spec))[table.sample_of(self._slots)]
         lengths[table.status[self._slots] != LOADED] = self._serving.placeholder_frames(self._spec)

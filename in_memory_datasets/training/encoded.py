@@ -109,10 +109,12 @@ class EncodedMedia:
         try:
             sample: NDArray[Any] = decode()
         except DecodeError as error:
-            firsts = self.store.table.first_slots()
-            slot = number if firsts is None else firsts[number]
+            table = self.store.table
+            firsts = table.first_slots()
+            slot = number if firsts is None else int(firsts[number])
+            row = int(table.rows_of(np.array([slot]))[0])
             raise StoreError(
-                f"sample {slot} of {self.store.directory or 'this dataset'} was altered since it was loaded: {error}; "
+                f"sample {row} of {self.store.directory or 'this dataset'} was altered since it was loaded: {error}; "
                 'retry_failed(reasons={"checksum"}) loads it again'
             ) from error
         return sample

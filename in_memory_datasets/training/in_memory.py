@@ -267,10 +267,11 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
         there = torch.device(device)
         if there.type != "cpu" and self._serving.output != "torch":
             raise ConfigError(f'output={self._serving.output!r} is never on a device: take output="torch" for {there}')
-        self._store.refuse_if_cut_short()
+        store = self._store
+        store.refuse_if_cut_short()
         clone = type(self).__new__(type(self))
         clone.__dict__.update(self.__dict__, _device=there, _media=None)
-        clone._samples(self._store)
+        clone._samples(store)
         return clone
 
     def _find(
@@ -311,12 +312,15 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
     @functools.cached_property
     def _bytes_available(self) -> int | None:
         """The memory there is for files; None for a store that lies in memory anyway. Cost: half a millisecond."""
-        return memory_for(self._store, self._request)
+        assert self._whole is not None
+        return memory_for(self._whole, self._request)
 
     @property
     def _fits(self) -> bool:
         """Tell whether what was read once is likely to be in memory still."""
-        return self._bytes_available is None or self._store.nbytes <= self._bytes_available
+        # Of what this batch is made from, whatever is served by now.
+        assert self._whole is not None
+        return self._bytes_available is None or self._whole.nbytes <= self._bytes_available
 
     def wait(self, timeout: float | None = None) -> LoadReport:
         """Wait until all is loaded, with `wait=False`, and give the report.
@@ -442,6 +446,9 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
 
         What is there already of an older dataset is replaced, the manifest last: an interrupted save never looks
         complete. Before it is published, every sample is compared with its checksum.
+
+        Of a node's dataset in a cluster, all that this process can reach is written; the rows are then numbered anew,
+        from 0 on.
 
         Args:
             directory: A directory, or the URL of any storage fsspec knows, such as `s3://bucket/birds`, or

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from in_memory_datasets import FetchOptions, InMemoryAudioTextDataset, InMemoryImageTextDataset
 from in_memory_datasets.errors import ConfigError, LoadError, MemoryLimitError, StoreError
-from in_memory_datasets.scale import ShardedDataset, load_on_cluster
+from in_memory_datasets.scale import ShardedDataset, load_on_cluster, plan_on_cluster
 from tests.scale.ranks import all_at_once, end_ranks, living_nodes, on_node, start_ranks
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
@@ -322,3 +322,16 @@ def test_a_shard_that_has_guests_is_saved_as_one_dataset(tmp_path: Any) -> None:
             expected = {shard[i]["caption"] for i in range(len(shard))}
     with InMemoryImageTextDataset.load(tmp_path / "shard", verify=True) as saved:
         assert expected <= {saved[i]["caption"] for i in range(len(saved))}
+
+
+def test_a_plan_is_made_before_anything_is_fetched(picture_server: Any) -> None:
+    """The plan of a cluster says what each node is to hold, and asks no server."""
+    rows = [{"image_url": f"{picture_server.url}/{i}.png", "caption": f"caption {i}"} for i in range(1000)]
+    plan = plan_on_cluster(InMemoryImageTextDataset, rows, image_size=(80, 60), memory_limit="5MB")
+    assert (plan.num_samples, plan.fits, len(plan.nodes)) == (1000, False, 2)
+    assert 14_400 < plan.bytes_per_sample < 15_000
+    fitting = plan_on_cluster(
+        InMemoryImageTextDataset, rows, image_size=(80, 60), memory_limit="5MB", max_samples=plan.num_samples_that_fit
+    )
+    assert fitting.fits
+    assert picture_server.asked == []

@@ -7,7 +7,6 @@ import pickle
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -182,14 +181,3 @@ def test_joined_arrays_are_read_as_one() -> None:
     assert (joined[4] == whole[4]).all()
     assert (joined[4:6] == whole[4:6]).all()
     assert joined[6:6].shape == joined[4:4].shape == (0, 3)
-
-
-def test_a_store_of_parcels_can_lie_in_a_directory(tmp_path: Path) -> None:
-    """What comes can be written into files."""
-    with make_pieces("clips", (0, 4, 9)) as pieces:
-        with ParcelWriter(AUDIO_SPEC, encoded=False, num_rows=9, directory=tmp_path) as writer:
-            writer.add(cut_parcel(pieces, np.arange(9)))
-            store = writer.finish()
-        with store:
-            assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.arrow", "samples.safetensors"]
-            assert [sample_of(store, slot) for slot in range(9)] == [sample_of(pieces, slot) for slot in range(9)]

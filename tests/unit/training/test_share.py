@@ -21,7 +21,9 @@ from in_memory_datasets import (
 )
 from in_memory_datasets.errors import ConfigError
 from in_memory_datasets.store import Block, Pieces
+from in_memory_datasets.training import in_memory
 from in_memory_datasets.training.in_memory import DESCRIBED
+from in_memory_datasets.training.media import DeviceMedia
 
 NUM_SAMPLES = 20
 
@@ -157,13 +159,62 @@ def test_a_share_is_saved_and_pickled_as_a_dataset_of_its_own(tmp_path: Path) ->
         assert [copy[i]["index"] for i in range(len(copy))] == TwoDivisions.ROWS[0]
 
 
-def test_on_a_device_the_share_is_followed_too() -> None:
-    """A copy on a device is made anew when other rows are served."""
-    with shared(InMemoryImageTextDataset, picture_rows, **IMAGE) as dataset:
+@pytest.mark.parametrize(
+    ("cls", "rows", "kwargs"),
+    [
+        (InMemoryImageTextDataset, picture_rows, IMAGE),
+        (InMemoryAudioTextDataset, clip_rows, AUDIO),
+        (InMemoryAudioTextDataset, clip_rows, {**AUDIO, "dtype": "int16"}),
+    ],
+    ids=["images", "clips", "short clips"],
+)
+def test_on_a_device_the_share_is_followed_too(
+    monkeypatch: pytest.MonkeyPatch, cls: Any, rows: Any, kwargs: dict[str, Any]
+) -> None:
+    """A copy on a device, which is of all stores, is made anew when other rows are served."""
+    with shared(cls, rows, **kwargs) as dataset:
+        expected = []
+        for epoch in range(2):
+            dataset.set_epoch(epoch)
+            expected.append(dataset.__getitems__(range(6)))
+        dataset.set_epoch(0)
+        monkeypatch.setattr(in_memory, "_CPU", torch.device("meta"))  # so that the processor is taken for a device
         there = dataset.to("cpu")
         for epoch in range(2):
             dataset.set_epoch(epoch)
-            assert [there[i]["index"] for i in range(len(there))] == TwoDivisions.ROWS[epoch]
+            batch, media = there.__getitems__(range(6)), "images" if cls is InMemoryImageTextDataset else "audio"
+            assert isinstance(there._media, DeviceMedia)
+            assert torch.equal(batch.indices, expected[epoch].indices)
+            assert torch.equal(getattr(batch, media), getattr(expected[epoch], media))
+
+
+class AfterALook(TwoDivisions):
+    """A share that is divided anew at the first look but so many."""
+
+    looks_left = -1
+
+    def current(self, known: int) -> tuple[int, Pieces, NDArray[np.int64]] | None:
+        if self.looks_left == 0:
+            self.set_epoch(1)
+        self.looks_left -= 1
+        return super().current(known)
+
+
+def test_a_batch_is_of_one_division_even_if_another_comes_meanwhile(tmp_path: Path) -> None:
+    """From files too, of which is noted what was read: each batch is what was served when it began."""
+    halves = [
+        InMemoryImageTextDataset(picture_rows(part), cache_dir=tmp_path, **IMAGE)
+        for part in (range(12), range(12, NUM_SAMPLES))
+    ]
+    share = AfterALook([half._whole for half in halves])
+    with InMemoryImageTextDataset._of_share(halves[0]._request, halves[0]._serving, share) as dataset:
+        positions = list(range(6))
+        dataset.__getitems__(positions)  # so that all of it was read before
+        share.looks_left = 1
+        for rows in TwoDivisions.ROWS:
+            batch = dataset.__getitems__(positions)
+            assert batch.indices.tolist() == rows[:6]
+            assert batch.images[:, 0, 0, 0].tolist() == rows[:6]
 
 
 def test_what_is_the_clusters_to_do_is_refused() -> None:
