@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
@@ -116,10 +117,10 @@ def _checks(
             row["seconds"]["median"],
         )
     stored = [row for row in found["driver"]["rows"] if row["source"] == "file"]
-    for fewer, more in zip(stored, stored[1:], strict=False):
+    for fewer, more in itertools.pairwise(stored):
         count, seconds = more["num_rows"], more["num_rows"] / more["per_s"]["median"]
         yield f"hand-over of {count:,} rows, s", count / fewer["per_s"]["median"], seconds
-    few, many = _SIZES
+    few = _SIZES[0]
     setup = Setup(few, plan.num_modelled, model.DECODED_BYTES)
     yield f"view of a node of {few}, s", model.view_seconds(setup, rates), views[few]["median"]
     recovery = found["recovery"]

@@ -21,8 +21,8 @@ from in_memory_datasets.errors import LoadError
 from in_memory_datasets.rows import ColumnSpec
 from in_memory_datasets.scale.blocks import RowBlock, part_of
 from in_memory_datasets.scale.division import Division, Homes, Ranks, divide
-from in_memory_datasets.scale.node import Built, Facts, NodeActor, Notes
-from in_memory_datasets.scale.planning import ClusterPlan, NodePlan, lay_out, plan_cluster
+from in_memory_datasets.scale.node import Built, NodeActor, Notes
+from in_memory_datasets.scale.planning import ClusterPlan, Facts, NodePlan, lay_out, plan_cluster
 from in_memory_datasets.scale.reporting import ClusterReport, sum_up
 from in_memory_datasets.scale.view import NodeView, Terms
 

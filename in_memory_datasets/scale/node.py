@@ -19,8 +19,9 @@ from in_memory_datasets.errors import MemoryLimitError, StoreError
 from in_memory_datasets.memory import RESERVE_BYTES, free_memory
 from in_memory_datasets.rows import ColumnSpec, RowReader, open_rows
 from in_memory_datasets.scale.blocks import BlockRows, RowBlock
+from in_memory_datasets.scale.planning import Facts
 from in_memory_datasets.scale.view import NodeView, Piece, guests_key, slots_of_rows
-from in_memory_datasets.schema import Effort, LimitedBy, LoadReport, format_bytes, parse_bytes
+from in_memory_datasets.schema import Effort, LoadReport, format_bytes, parse_bytes
 from in_memory_datasets.store import FAILED, Store, find_store, share_store
 from in_memory_datasets.store.parcels import Parcel, ParcelWriter, cut_parcel
 from in_memory_datasets.store.pieces import Pieces
@@ -30,25 +31,6 @@ _PARCEL_BYTES, _NUM_UNDER_WAY = 16 * 2**20, 4
 _PATIENCE_SECONDS = 600.0
 # The failures of a part that are told; all are counted.
 MAX_FAILURES = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a node has.
-
-    Attributes:
-        bytes_available: Memory that samples may take.
-        limited_by: What sets that limit.
-        num_cores: Cores that its actor may use.
-        machine: What tells the machine, or container, from others; several nodes may be on one.
-        pid: The process of its actor.
-    """
-
-    bytes_available: int
-    limited_by: LimitedBy
-    num_cores: int
-    machine: str
-    pid: int
 
 
 @dataclass(frozen=True, slots=True)

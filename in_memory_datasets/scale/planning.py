@@ -7,19 +7,35 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from in_memory_datasets.build import LoadRequest, Storage, plan
 from in_memory_datasets.errors import MemoryLimitError
 from in_memory_datasets.rows import ColumnSpec, open_rows
 from in_memory_datasets.scale.division import DEFAULT_FRACTION, divide
-from in_memory_datasets.schema import format_bytes
-
-if TYPE_CHECKING:
-    from in_memory_datasets.scale.node import Facts
+from in_memory_datasets.schema import LimitedBy, format_bytes
 
 # In a directory, parts have sizes that do not depend on the nodes, so that another number of them finds them again.
 _MOST_ROWS_OF_PART, _LEAST_PARTS = 65_536, 16
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a node has.
+
+    Attributes:
+        bytes_available: Memory that samples may take.
+        limited_by: What sets that limit.
+        num_cores: Cores that its actor may use.
+        machine: What tells the machine, or container, from others; several nodes may be on one.
+        pid: The process of its actor.
+    """
+
+    bytes_available: int
+    limited_by: LimitedBy
+    num_cores: int
+    machine: str
+    pid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +139,8 @@ def plan_cluster(
         one, empty = (
             plan(replace(request, storage=storage, reader=reader, memory_limit=None)) for reader in (some, none)
         )
-        num_bytes = (one.bytes_needed or 0) - (empty.bytes_needed or 0)
-        tiers[storage] = num_bytes / max(1, len(sample)), one.is_upper_bound
+        of_sample = (one.bytes_needed or 0) - (empty.bytes_needed or 0)
+        tiers[storage] = of_sample / max(1, len(sample)), one.is_upper_bound
     sharing = Counter(node.facts.machine for node in nodes)  # nodes on one machine have its memory together
     for storage, (num_bytes, is_upper_bound) in tiers.items():
         for_guests = 1 + 2 * DEFAULT_FRACTION  # of an epoch, and of the next one

@@ -7,8 +7,7 @@ import pytest
 
 from in_memory_datasets.build import LoadRequest
 from in_memory_datasets.errors import MemoryLimitError
-from in_memory_datasets.scale.node import Facts
-from in_memory_datasets.scale.planning import ClusterPlan, NodePlan, lay_out, plan_cluster
+from in_memory_datasets.scale.planning import ClusterPlan, Facts, NodePlan, lay_out, plan_cluster
 from in_memory_datasets.schema import AudioSpec, ImageSpec
 
 SAMPLE = [{"image": np.zeros((4, 4, 3), np.uint8), "text": "a caption"}] * 8
