@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from in_memory_datasets.scale.node import Built, NodeActor, Notes
 from in_memory_datasets.scale.planning import ClusterPlan, Facts, NodePlan, lay_out, plan_cluster
 from in_memory_datasets.scale.reporting import ClusterReport, sum_up
 from in_memory_datasets.scale.view import NodeView, Terms
+from in_memory_datasets.schema import LoadReport
 
 NAMESPACE = "in-memory-datasets"
 
@@ -48,14 +49,30 @@ class _Node:
 
 @dataclass(eq=False)
 class _Part:
-    """Rows that are loaded into one store: where, and what came of it."""
+    """Rows that are loaded into one store: where, and what came of it.
+
+    Attributes:
+        start: The first row.
+        stop: The one behind the last.
+        node: Who loads them, or has.
+        built: What holds them now; None while nobody does.
+        report: What loading them did, the last time that they were loaded.
+        version: How often what failed in them was loaded again.
+        was_lost: Whether they were held before, and are to be had back.
+    """
 
     start: int
     stop: int
     node: _Node | None = None
     built: Built | None = None
-    report: Any = None
+    report: LoadReport | None = None
     version: int = 0
+    was_lost: bool = False
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows these are."""
+        return self.stop - self.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +108,7 @@ class Coordinator:
         self._plan: ClusterPlan | None = None
         self._bytes_per_row = 1.0
         self._nodes: dict[str, _Node] = {}
-        self._hiring = asyncio.Lock()
+        self._hiring, self._homing = asyncio.Lock(), asyncio.Lock()
         self._parts: list[_Part] = []
         self._changed = asyncio.Condition()
         self._error: BaseException | None = None
@@ -144,12 +161,21 @@ class Coordinator:
             actor = NodeActor.options(  # type: ignore[attr-defined]
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
                 **_named(f"{self._name} {node_id}" if self._name else ""),
-            ).remote(number, job, self._description.request, self._description.columns)
-            facts = await actor.facts.remote()
+            ).remote(number, job, self._description.columns)
+            facts = await actor.facts.remote(self._description.request.memory_limit)
             node = _Node(node_id, number, job, actor, facts)
             self._nodes[node_id] = node
             self._start(self._watch(node))
             return node
+
+    async def _hire_all(self) -> list[_Node]:
+        """Give all living nodes; one that is lost just now is left out."""
+        ids = [node["NodeID"] for node in await _living_nodes()]
+        hired = await asyncio.gather(*(self._hire(node_id) for node_id in ids), return_exceptions=True)
+        for one in hired:
+            if isinstance(one, BaseException) and not isinstance(one, LOST):
+                raise one
+        return [one for one in hired if isinstance(one, _Node)]
 
     async def _recover(self) -> None:
         """Ask all nodes what they hold, where this actor was started again; what only it had is the rows."""
@@ -160,7 +186,7 @@ class Coordinator:
                 handle = ray.get_actor(actor["name"], namespace=NAMESPACE)
                 try:
                     number, job, built, notes = await handle.recall.remote()
-                    facts = await handle.facts.remote()
+                    facts = await handle.facts.remote(self._description.request.memory_limit)
                 except LOST:
                     continue
                 node = self._nodes[node_id] = _Node(node_id, number, job, handle, facts)
@@ -214,7 +240,7 @@ class Coordinator:
             except LOST:
                 held = [part for part in self._parts if part.node is node and part.built is not None]
                 for part in held:
-                    part.built = None
+                    part.built, part.was_lost = None, True
                 self._note(f"the actor of node {node.id[:8]} ended")
                 try:
                     await node.actor.num_done.remote()  # which waits until it is started again
@@ -226,7 +252,7 @@ class Coordinator:
     def _lose(self, node: _Node) -> None:
         if node.is_alive:
             node.is_alive = False
-            num_rows = sum(part.stop - part.start for part in self._parts if part.node is node)
+            num_rows = sum(part.num_rows for part in self._parts if part.node is node)
             self._note(f"node {node.id[:8]} was lost, with {num_rows:,} rows")
 
     def _note(self, what: str) -> None:
@@ -238,8 +264,7 @@ class Coordinator:
         """Start the actors of all nodes, and compute what fits where; once."""
         if self._plan is not None:
             return self._plan
-        ids = [node["NodeID"] for node in await _living_nodes()]
-        nodes = await asyncio.gather(*(self._hire(node_id) for node_id in ids))
+        nodes = await self._hire_all()
         sample = [] if not self._blocks else await _first_rows.remote(self._blocks[0])
         request, columns = self._description.request, self._description.columns
         plans = [NodePlan(node.id, node.facts) for node in nodes]
@@ -282,53 +307,67 @@ class Coordinator:
                 )
             try:
                 blocks = part_of(self._blocks, part.start, part.stop)
-                built = await node.actor.build.remote(part.start, part.stop, part.version, blocks)
+                built = await node.actor.build.remote(
+                    part.start, part.stop, part.version, blocks, self._description.request
+                )
             except LOST:
+                part.was_lost = True
                 self._lose(node)
                 continue
             async with self._changed:
-                if part.report is not None:
-                    how = "attached again" if built.attached else "loaded again"
-                    self._note(f"rows {part.start:,} to {part.stop:,} were {how} by node {node.id[:8]}")
-                part.built = built
-                part.report = built.report if part.report is None or not built.attached else part.report
+                if part.was_lost:
+                    how = "attached to" if built.attached else "loaded"
+                    self._note(f"rows {part.start:,} to {part.stop:,} were {how} again by node {node.id[:8]}")
+                part.built, part.was_lost = built, False
+                if part.report is None or not built.attached:
+                    part.report = built.report
                 self._changed.notify_all()
 
     async def _find_home(self, part: _Part) -> None:
-        """Give a lost part to a node that holds nothing yet, if it has room, else to all others in parts of it."""
+        """Give a lost part to a node that holds nothing yet, if it has room, else to all others in pieces."""
+        is_told = False
         while True:
-            ids = [node["NodeID"] for node in await _living_nodes()]
-            nodes = [await self._hire(node_id) for node_id in ids]
-            num_rows, room = part.stop - part.start, []
-            for node in nodes:
-                try:
-                    node.facts = await node.actor.facts.remote()
-                    held, _ = await node.actor.num_bytes.remote()
-                except LOST:
-                    room.append(0)
-                    continue
-                free = node.facts.bytes_available - (held if node.facts.limited_by == "memory_limit" else 0)
-                room.append(max(0, int(free / self._bytes_per_row)))
-            has_none = [node for node in nodes if not any(other.node is node for other in self._parts)]
-            fresh = [node for node in has_none if room[nodes.index(node)] >= num_rows]
-            if fresh:
-                part.node = fresh[0]
-                return
-            if self._description.request.cache_dir is not None:  # where it lies it is not to be cut
-                part.node = max(nodes, key=lambda node: room[nodes.index(node)], default=None)
-                if part.node is not None and room[nodes.index(part.node)] >= num_rows:
+            async with self._homing:  # one after the other, since each leaves less room
+                room = {node: await self._room(node) for node in await self._hire_all()}
+                if self._place(part, room):
                     return
-            elif sum(room) >= num_rows:
-                self._cut(part, nodes, divide(num_rows, [node.facts.num_cores for node in nodes], room))
-                return
-            self._note(f"no node has room for rows {part.start:,} to {part.stop:,}: waiting for one")
+            if not is_told:
+                self._note(f"no node has room for rows {part.start:,} to {part.stop:,}: waiting for one")
+                is_told = True
             await asyncio.sleep(_LOOK_SECONDS)
 
-    def _cut(self, part: _Part, nodes: Sequence[_Node], counts: Sequence[int]) -> None:
+    async def _room(self, node: _Node) -> int:
+        """Count the rows that a node has room for, beside those it has or will have."""
+        try:
+            node.facts = await node.actor.facts.remote(self._description.request.memory_limit)
+            held, _ = await node.actor.num_bytes.remote()
+        except LOST:
+            return 0
+        free = node.facts.bytes_available - (held if node.facts.limited_by == "memory_limit" else 0)
+        expected = sum(part.num_rows for part in self._parts if part.node is node and part.built is None)
+        return max(0, int(free / self._bytes_per_row) - expected)
+
+    def _place(self, part: _Part, room: dict[_Node, int]) -> bool:
+        """Choose who loads a lost part; tell whether there is anybody."""
+        holders = {other.node for other in self._parts if other is not part}
+        roomy = [node for node, num_rows in room.items() if num_rows >= part.num_rows]
+        fresh = [node for node in roomy if node not in holders]
+        if fresh:
+            part.node = fresh[0]
+        elif self._description.request.cache_dir is not None:  # where it lies in a directory it is not to be cut
+            part.node = max(roomy, key=lambda node: room[node], default=None)
+            return part.node is not None
+        elif sum(room.values()) >= part.num_rows:
+            self._cut(part, divide(part.num_rows, [node.facts.num_cores for node in room], list(room.values())), room)
+        else:
+            return False
+        return True
+
+    def _cut(self, part: _Part, counts: Sequence[int], nodes: Iterable[_Node]) -> None:
         place, start, new = self._parts.index(part), part.start, []
         for node, count in zip(nodes, counts, strict=True):
             if count:
-                new.append(_Part(start, start + count, node, report=part.report and _NOT_YET))
+                new.append(_Part(start, start + count, node, was_lost=True))
                 start += count
         self._parts[place : place + 1] = new
         for each in new:
@@ -363,8 +402,8 @@ class Coordinator:
         return self._sum_up()
 
     def _sum_up(self) -> ClusterReport:
-        reports = [part.built.report for part in self._parts if part.built is not None]
-        nodes = {node.id: sum(p.stop - p.start for p in self._parts if p.node is node) for node in self._nodes.values()}
+        reports = [part.report for part in self._parts if part.report is not None]
+        nodes = {node.id: sum(p.num_rows for p in self._parts if p.node is node) for node in self._nodes.values()}
         return sum_up(reports, nodes=nodes, events=tuple(self._events), seconds=self._seconds)
 
     # Serving
@@ -404,7 +443,7 @@ class Coordinator:
             view = self._view(node, epoch, terms)
             lenders = {other.number: other.actor for other in self._nodes.values()}
             try:
-                await node.actor.borrow.remote(view, lenders)
+                await node.actor.borrow.remote(view, lenders, self._description.request)
             except LOST:
                 if not node.is_alive:
                     raise
@@ -427,7 +466,7 @@ class Coordinator:
         for part in self._parts:
             assert part.built is not None
             assert part.node is not None
-            num_samples = part.stop - part.start - len(part.built.failed)
+            num_samples = part.num_rows - len(part.built.failed)
             if num_samples:
                 ranges[part.node.number].append((first, first + num_samples))
             first += num_samples
@@ -460,7 +499,7 @@ class Coordinator:
         assert part.node is not None
         blocks = part_of(self._blocks, part.start, part.stop)
         try:
-            built = await part.node.actor.mend.remote(part.start, part.stop, blocks, reasons)
+            built = await part.node.actor.mend.remote(part.start, part.stop, blocks, self._description.request, reasons)
         except LOST:
             return  # it is loaded again as a whole
         async with self._changed:
@@ -477,9 +516,6 @@ class Coordinator:
         """End the actors of all nodes, and with them what nobody has mapped."""
         for node in self._nodes.values():
             ray.kill(node.actor)
-
-
-_NOT_YET = object()  # stands for the report of rows that were loaded before, elsewhere
 
 
 def _named(name: str) -> dict[str, Any]:

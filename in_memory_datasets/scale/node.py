@@ -20,7 +20,7 @@ from in_memory_datasets.memory import RESERVE_BYTES, free_memory
 from in_memory_datasets.rows import ColumnSpec, RowReader, open_rows
 from in_memory_datasets.scale.blocks import BlockRows, RowBlock
 from in_memory_datasets.scale.planning import Facts
-from in_memory_datasets.scale.view import NodeView, Piece, guests_key, slots_of_rows
+from in_memory_datasets.scale.view import NodeView, Parts, Piece, guests_key, slots_of_rows
 from in_memory_datasets.schema import Effort, LoadReport, format_bytes, parse_bytes
 from in_memory_datasets.store import FAILED, Store, find_store, share_store
 from in_memory_datasets.store.parcels import Parcel, ParcelWriter, cut_parcel
@@ -81,14 +81,12 @@ class NodeActor:
     Args:
         number: Which node this is.
         job: What the processes of the node have in common.
-        request: What a load is told, without rows.
         columns: How the user named the columns.
     """
 
-    def __init__(self, number: int, job: str, request: LoadRequest, columns: tuple[ColumnSpec, ColumnSpec]) -> None:
+    def __init__(self, number: int, job: str, columns: tuple[ColumnSpec, ColumnSpec]) -> None:
         self._number = number
         self._job = job
-        self._request = replace(request, progress=self._tell, job=None)
         self._columns = columns
         self._num_done = 0
         self._changed = threading.Condition()
@@ -102,12 +100,11 @@ class NodeActor:
         self._num_done += num_more
 
     @ray.method(concurrency_group="asking")
-    def facts(self) -> Facts:
-        """Tell what this node has."""
+    def facts(self, memory_limit: int | str | None) -> Facts:
+        """Tell what this node has, of which samples may take no more than a limit."""
         free, limited_by = free_memory()
         available = max(0, free - RESERVE_BYTES)
-        limit = self._request.memory_limit
-        if limit is not None and (most := parse_bytes(limit)) < available:
+        if memory_limit is not None and (most := parse_bytes(memory_limit)) < available:
             available, limited_by = most, "memory_limit"
         return Facts(available, limited_by, num_cores(), _machine(), os.getpid())
 
@@ -132,7 +129,7 @@ class NodeActor:
         threading.Event().wait()
 
     @ray.method(concurrency_group="loading")
-    def build(self, start: int, stop: int, version: int, blocks: Sequence[RowBlock]) -> Built:
+    def build(self, start: int, stop: int, version: int, blocks: Sequence[RowBlock], request: LoadRequest) -> Built:
         """Load some rows, unless a process of this node has them already.
 
         Raises:
@@ -145,31 +142,41 @@ class NodeActor:
         if store is not None:
             piece, store = self._hold(piece, store)
         else:
-            limit = self._request.memory_limit
+            limit = request.memory_limit
             if limit is not None:
                 limit = max(1, parse_bytes(limit) - sum(other.nbytes for other in self._stores.values()))
-            loaded, effort = load(replace(self._request, reader=self._reader(start, blocks), memory_limit=limit))
+            reader = self._reader(start, blocks)
+            loaded, effort = load(replace(request, reader=reader, memory_limit=limit, progress=self._tell))
             piece, store = self._keep(piece, loaded)
-        return self._note(Built(piece, _report_of(store, effort, start), self._failed(store, start), was_there))
+        return self._note(Built(piece, _report_of(store, effort, start), _failed(store, start, request), was_there))
 
     def _note(self, built: Built) -> Built:
         self._built[built.piece] = built
         return built
 
     @ray.method(concurrency_group="loading")
-    def mend(self, start: int, stop: int, blocks: Sequence[RowBlock], reasons: Collection[str] | None) -> Built:
+    def mend(
+        self,
+        start: int,
+        stop: int,
+        blocks: Sequence[RowBlock],
+        request: LoadRequest,
+        reasons: Collection[str] | None,
+    ) -> Built:
         """Load again what failed in some rows that are held here, see `build.retry`."""
         piece = self._held(start, stop)
         assert piece is not None
         store = self._stores[piece]
-        request = replace(self._request, reader=self._reader(start, blocks))
+        request = replace(request, reader=self._reader(start, blocks), progress=self._tell)
         mended, effort = retry(request, store, attempt=piece.version, reasons=reasons)
         if mended is not store:
             with self._changed:
                 del self._stores[piece]
                 piece, mended = self._keep(replace(piece, version=piece.version + 1), mended)
             store.close()
-        return self._note(Built(piece, _report_of(mended, effort, start), self._failed(mended, start), attached=False))
+        return self._note(
+            Built(piece, _report_of(mended, effort, start), _failed(mended, start, request), attached=False)
+        )
 
     def _held(self, start: int, stop: int) -> Piece | None:
         return next((piece for piece in self._stores if (piece.start, piece.stop) == (start, stop)), None)
@@ -194,11 +201,6 @@ class NodeActor:
             self._changed.notify_all()
         return piece, store
 
-    def _failed(self, store: Store, start: int) -> tuple[int, ...]:
-        if self._request.on_error != "skip":
-            return ()
-        return tuple((start + np.flatnonzero(store.table.status == FAILED)).tolist())
-
     @ray.method(concurrency_group="lending")
     def lend(self, rows: NDArray[np.int64]) -> Parcel:
         """Give copies of some samples that are at home here; waits for those that are being loaded.
@@ -217,7 +219,7 @@ class NodeActor:
         return slots_of_rows(tuple(self._stores), rows)
 
     @ray.method(concurrency_group="borrowing")
-    def borrow(self, view: NodeView, lenders: Mapping[int, Any]) -> int:
+    def borrow(self, view: NodeView, lenders: Mapping[int, Any], request: LoadRequest) -> int:
         """Bring what this node serves of other nodes' samples here, and give how many bytes that is.
 
         Raises:
@@ -231,7 +233,7 @@ class NodeActor:
         with fetching:  # several ranks ask for the same at once
             store = self._guests.get(key) or find_store(self._job, key)
             if store is None:
-                store = _shown(self._job, key, self._fetch_guests(parts.guests, parts.owners, lenders))
+                store = _shown(self._job, key, self._fetch_guests(parts, lenders, request))
         with self._changed:
             self._fetching.pop(key, None)
             self._guests[key] = store
@@ -240,7 +242,8 @@ class NodeActor:
                 self._guests.popitem(last=False)[1].close()
         return store.nbytes
 
-    def _fetch_guests(self, rows: NDArray[np.int64], owners: NDArray[np.int64], lenders: Mapping[int, Any]) -> Store:
+    def _fetch_guests(self, parts: Parts, lenders: Mapping[int, Any], request: LoadRequest) -> Store:
+        rows, owners = parts.guests, parts.owners
         with self._changed:
             own = list(self._stores.values())
         num_bytes = max(1, round(sum(s.nbytes for s in own) / max(1, sum(s.num_samples for s in own))))
@@ -253,8 +256,8 @@ class NodeActor:
                 bytes_needed=len(rows) * num_bytes,
                 bytes_available=max(0, free),
             )
-        encoded = self._request.storage == "encoded"
-        with ParcelWriter(self._request.spec, encoded=encoded, num_rows=len(rows)) as writer:
+        encoded = request.storage == "encoded"
+        with ParcelWriter(request.spec, encoded=encoded, num_rows=len(rows)) as writer:
             # A few on their way at once: the memory they take does not depend on how many there are.
             under_way: deque[Any] = deque()
             for part in _in_parcels(owners, max(1, _PARCEL_BYTES // num_bytes)):
@@ -288,6 +291,13 @@ def _shown(job: str, key: str, store: Store) -> Store:
     if shown is not store:
         store.close()
     return shown
+
+
+def _failed(store: Store, start: int, request: LoadRequest) -> tuple[int, ...]:
+    """Give the rows that are left out of the samples, since they failed."""
+    if request.on_error != "skip":
+        return ()
+    return tuple((start + np.flatnonzero(store.table.status == FAILED)).tolist())
 
 
 def _report_of(store: Store, effort: Effort, first_row: int) -> LoadReport:

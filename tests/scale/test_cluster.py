@@ -264,16 +264,29 @@ def test_parquet_csv_and_ray_datasets_are_read_by_the_cluster(tmp_path: Any, enc
         assert [sample for part in parts for sample in part] == expected_pictures(max_samples or 12)
 
 
-@pytest.mark.parametrize("storage", ["encoded", "auto"])
-def test_samples_that_lie_encoded_are_lent_as_they_lie(storage: str, encode_png: Callable[..., bytes]) -> None:
-    """With encoded storage the nodes serve, and exchange, what decodes to the same pixels; "auto" takes decoded."""
+@pytest.mark.parametrize(
+    ("storage", "memory_limit", "num_encoded"),
+    [("encoded", None, NUM_SAMPLES), ("auto", None, 0), ("auto", "55kB", NUM_SAMPLES)],
+)
+def test_samples_lie_in_one_form_and_are_lent_as_they_lie(
+    storage: Any, memory_limit: str | None, num_encoded: int, encode_png: Callable[..., bytes]
+) -> None:
+    """Encoded samples are exchanged encoded, and decode to the same pixels; "auto" takes the first form that fits."""
     rows = [{"image_url": encode_png(picture(i)), "caption": f"caption {i}"} for i in range(NUM_SAMPLES)]
-    with load_on_cluster(InMemoryImageTextDataset, rows, image_size=(8, 6), storage=storage, progress=False) as sharded:
+    with load_on_cluster(
+        InMemoryImageTextDataset,
+        rows,
+        image_size=(24, 18),
+        storage=storage,
+        memory_limit=memory_limit,
+        progress=False,
+    ) as sharded:
         sharded.reshuffle(1, fraction=1.0)
         parts = read_everywhere(sharded)
         report = sharded.report
-    assert sorted(sample for part in parts for sample in part) == expected_pictures()
-    assert report.num_encoded == (NUM_SAMPLES if storage == "encoded" else 0)
+    sums = [(index, caption, total) for part in parts for index, caption, total in part]
+    assert sorted(sums) == [(i, f"caption {i}", 24 * 18 * 3 * (i % 251)) for i in range(NUM_SAMPLES)]
+    assert report.num_encoded == num_encoded
 
 
 def test_what_failed_is_loaded_again_where_it_belongs(picture_server: Any) -> None:

@@ -189,7 +189,7 @@ def test_on_a_device_the_share_is_followed_too(
 
 
 class AfterALook(TwoDivisions):
-    """A share that is divided anew at the first look but so many."""
+    """A share that is divided anew at the first look but so many, and then lies in its stores in another order."""
 
     looks_left = -1
 
@@ -197,7 +197,11 @@ class AfterALook(TwoDivisions):
         if self.looks_left == 0:
             self.set_epoch(1)
         self.looks_left -= 1
-        return super().current(known)
+        served = super().current(known)
+        if served is None or served[0] == 1:
+            return served
+        rows = [np.arange(12, NUM_SAMPLES), np.arange(12)]
+        return served[0], Pieces(self.stores[::-1], rows), np.argsort(np.concatenate(rows))[served[2]]
 
 
 def test_a_batch_is_of_one_division_even_if_another_comes_meanwhile(tmp_path: Path) -> None:
