@@ -53,7 +53,8 @@ class Joined:
 
     def take(self, numbers: NDArray[np.int64], axis: Literal[0], out: NDArray[Any], mode: Any) -> None:
         """Copy some rows, of two dimensions or more in all, straight into `out`, which is contiguous."""
-        # Of a batch's few rows, looking them up one by one costs less than by calls of numpy, and their copy is one call.
+        # One by one the few rows of a batch are found for less than by calls of numpy, and one call copies them all: of
+        # 32 pictures of 224 x 224, 28 us more than by the `take` of one array, which is 400 us (measured).
         rows = []
         for number in numbers.tolist():
             part = bisect_right(self._ends, number)
