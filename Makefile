@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart train fmt lint imports types test test-ray test-wheel docs campaigns fuzz bench bench-quick bench-load bench-gather bench-encoded bench-serve bench-reload bench-pages bench-device bench-report static check clean
+.PHONY: help setup quickstart train fmt lint imports types test test-ray test-wheel docs campaigns fuzz bench bench-quick bench-load bench-gather bench-encoded bench-serve bench-reload bench-scale bench-pages bench-device bench-report static check clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -60,7 +60,7 @@ docs: setup  ## Run the examples in docstrings and guides
 fuzz: setup  ## Fuzz whatever reads what strangers wrote, a minute for each target; FUZZ=--seconds=600 for longer
 	$(BIN)/python -m tests.fuzz $(FUZZ)
 
-bench: bench-quick bench-load bench-gather bench-encoded bench-serve bench-reload bench-report  ## Run all benchmarks but those of huge pages and of a GPU, and make the page of them
+bench: bench-quick bench-load bench-gather bench-encoded bench-serve bench-reload bench-scale bench-report  ## Run all benchmarks but those of huge pages and of a GPU, and make the page of them
 
 bench-quick: setup  ## Five epochs over 10,000 images: on the fly against in memory
 	$(BIN)/python -m benchmarks.bench_quick
@@ -79,6 +79,9 @@ bench-serve: setup  ## Side by side with other loaders, in environments of their
 
 bench-reload: setup  ## How soon a second process has its first batch, side by side; takes 32 GB of disk
 	$(BIN)/python -m benchmarks.reload
+
+bench-scale: setup  ## What a dataset in the memory of a Ray cluster costs, with all nodes on this machine, and a model
+	$(BIN)/python -m benchmarks.scale
 
 bench-pages: setup  ## What huge pages are worth; needs root, since it lets the kernel use them
 	$(BIN)/python -m benchmarks.bench_pages

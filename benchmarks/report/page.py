@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.report import encoded, gather, load
+from benchmarks.report import encoded, gather, load, scale
 from benchmarks.report.charts import Chart
 from benchmarks.report.device import device
 from benchmarks.report.gather import five_epochs
@@ -67,7 +67,7 @@ class Page:
 
 def make_page(results: Path) -> Page:
     """Make the page of the results in a directory; what has not been measured is named with its command."""
-    names = ("quick", "load", "gather", "encoded", "serve", "reload", "pages", "device")
+    names = ("quick", "load", "gather", "encoded", "serve", "reload", "scale", "pages", "device")
     records = {name: read(results / name / "results.json") for name in names}
     parts = {key: _part(records["gather"], key, title, write, "make bench-gather") for key, title, write in _PARTS}
     of_encoded = [
@@ -75,6 +75,7 @@ def make_page(results: Path) -> Page:
     ]
     loaded = records["load"]
     of_load = [_part(loaded, key, title, write, "make bench-load") for key, title, write in load.PARTS]
+    of_scale = [_part(records["scale"], key, title, write, "make bench-scale") for key, title, write in scale.PARTS]
     quick, serve, reloaded, in_pages, on_device = (
         records[name] for name in ("quick", "serve", "reload", "pages", "device")
     )
@@ -98,6 +99,7 @@ def make_page(results: Path) -> Page:
             "## Reload",
             reload(reloaded) if reloaded else _not_measured("reload", "make bench-reload"),
         ),
+        *([join("## Beyond one machine", *of_scale)] if records["scale"] else []),
         join(
             "## Huge pages",
             pages(in_pages["figures"]) if in_pages else _not_measured("huge pages", "make bench-pages"),
@@ -155,6 +157,7 @@ def _machines(records: dict[str, Record]) -> list[str]:
     measured += [
         ("side by side with others", "serve", records["serve"]),
         ("reload", "reload", records["reload"]),
+        *((title, "scale", (records["scale"] or {}).get(key)) for key, title, _ in scale.PARTS),
         ("huge pages", "pages", records["pages"]),
         ("on a GPU", "device", records["device"]),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.report.sections import Finding, Record, Section, Target, count, table
+from benchmarks.scale.model import CORES_OF_NODE, NETWORK_BYTES_PER_S, RANKS_OF_NODE, SAMPLES_PER_S_OF_RANK
 
 ABOVE = Target(
     "Beyond one machine: an epoch of a cluster's samples, above one without a cluster", 5.0, " %", at_most=True
@@ -29,11 +30,12 @@ def load(figures: Record) -> Section:
         [
             "### Loading on a cluster",
             "",
-            f"{figures['num_pictures']:,} pictures to 224×224, in the rows or from a server {figures['latency_ms']:.0f} "
-            "ms away. All nodes are on this machine and share its cores: what is to be seen is what a cluster adds, and "
-            "more nodes bring nothing. Speed is over handing the rows over and loading; the start of the actors, a "
-            "process on each node, is told apart, and the cluster itself runs already. "
-            f"{count(figures['repeats'], 'repeat')}, in turn.",
+            f"{figures['num_pictures']:,} pictures to 224×224, in the rows or from a server "
+            f"{figures['latency_ms']:.0f} ms away. All nodes are on this machine and share its cores: what is to be "
+            "seen is what a cluster adds, and more nodes bring nothing. Speed is over handing the rows over and "
+            "loading; the start of the actors, a process on each node, is told apart, and the cluster itself runs "
+            f"already. The first {figures['num_first']} pictures of an actor take it "
+            f"{_spread(figures['first_seconds'], 2)} s. {count(figures['repeats'], 'repeat')}, in turn.",
             "",
             *table(heads, cells, num_text=2),
         ]
@@ -54,11 +56,12 @@ def epoch(figures: Record) -> Section:
         [
             "### Epochs of a node's samples",
             "",
-            f"{figures['num_samples']:,} images of 224×224 in shuffled order from a stock `DataLoader` without workers, "
-            "in one process of a node: `local_shard()` with its sampler, against an `InMemoryImageTextDataset` with "
-            f"`EpochSampler`. Of those with borrowed samples {figures['borrowed_percent']:.1f} % are borrowed, and lie "
-            "in a second store. To turn to an epoch of which all is there takes "
-            f"{_spread(figures['turn_ms'], 1)} ms, which is not counted. {count(figures['repeats'], 'repeat')}, in turn.",
+            f"{figures['num_samples']:,} images of 224×224 in shuffled order from a stock `DataLoader` without "
+            "workers, in one process of a node: `local_shard()` with its sampler, against an "
+            "`InMemoryImageTextDataset` with `EpochSampler`. Of those with borrowed samples "
+            f"{figures['borrowed_percent']:.1f} % are borrowed, and lie in a second store. To turn to an epoch of "
+            f"which all is there takes {_spread(figures['turn_ms'], 1)} ms, which is not counted. "
+            f"{count(figures['repeats'], 'repeat')}, in turn.",
             "",
             *table(heads, cells),
         ],
@@ -142,10 +145,10 @@ def recovery(figures: Record) -> Section:
         [
             "### After a loss",
             "",
-            f"One of {figures['num_nodes']} nodes, with {figures['num_samples']:,} images ({figures['mb']:,.0f} MB), or "
-            "its actor, is killed. Noticing is Ray's: the end of a process it sees at once, a lost node by its health "
-            f"check, whose settings were {figures['ray_settings']}. Then the samples are attached to, where ranks have "
-            "them, or loaded again from the rows; the first load made "
+            f"One of {figures['num_nodes']} nodes, with {figures['num_samples']:,} images ({figures['mb']:,.0f} MB), "
+            "or its actor, is killed. Noticing is Ray's, which tells of an actor once it has started that again, and "
+            f"finds out about a node by its health check, whose settings were {figures['ray_settings']}. Then the "
+            "samples are attached to, where ranks have them, or loaded again from the rows; the first load made "
             f"{_spread(figures['loaded_per_s'], 0)} a second. {count(figures['repeats'], 'repeat')}.",
             "",
             *table(heads, cells),
@@ -161,7 +164,7 @@ def model(figures: Record) -> Section:
             row["what"],
             f"{row['predicted']:,.3f}",
             f"{row['measured']:,.3f}",
-            f"{row['predicted'] / row['measured']:.2f}",
+            f"{row['predicted'] / row['measured']:.2f}" if row["measured"] else "-",
         ]
         for row in figures["checks"]
     ]
@@ -177,6 +180,7 @@ def model(figures: Record) -> Section:
             f"{rates['decoded_per_s']:,.0f} pictures a second loaded by a core, {rates['rows_per_s']:,.0f} rows handed "
             f"over, {rates['exchange_bytes_per_s'] / 1e6:,.0f} MB borrowed by a node in a second, "
             f"{1e3 * rates['request_seconds']:.2f} ms for a request, {rates['start_seconds']:.1f} s until actors run, "
+            f"{rates['first_seconds']:.1f} s until their first pictures are there, "
             f"{rates['notice_seconds']:.1f} s until a lost node is noticed. To find out what a node serves takes each "
             f"process {1e6 * rates['view_seconds']:.2f} µs a sample, measured at full size ({views}); to find out what "
             f"is left for other nodes {1e6 * rates['left_seconds']:.2f} µs "
@@ -185,8 +189,10 @@ def model(figures: Record) -> Section:
             "Where the same formulas speak of what was measured here:",
             "",
             *table(["", "predicted", "measured", "predicted / measured"], checks),
-            "What they say of clusters with 25 Gbit/s for each node, 64 cores and 8 ranks on it, a tenth of the samples "
-            "dealt anew in each epoch; of the times of a load the longest is the least that it takes:",
+            f"What they say of clusters with {8 * NETWORK_BYTES_PER_S / 1e9:.0f} Gbit/s for each node, "
+            f"{CORES_OF_NODE} cores and {RANKS_OF_NODE} ranks on it, each of which trains on "
+            f"{SAMPLES_PER_S_OF_RANK:,} samples a second, and a tenth of the samples dealt anew in each epoch; of "
+            "the times of a load the longest is the least that it takes:",
             "",
             *table(heads, [[what, *map(write, cases)] for what, write in _LINES]),
             *_limits(cases),
@@ -194,43 +200,48 @@ def model(figures: Record) -> Section:
     )
 
 
-def _of(name: str, digits: int = 0) -> Callable[[Record], str]:
+def _of(name: str) -> Callable[[Record], str]:
     *first, last = name.split("/")
 
     def write(row: Record) -> str:
         for key in first:
             row = row[key]
-        return f"{row[last]:,.{digits}f}" if last in row else "-"
+        return _number(row[last]) if last in row else "-"
 
     return write
 
 
+def _number(figure: float) -> str:
+    return f"{figure:,.0f}" if figure >= 100 else f"{figure:.3g}"
+
+
 _LINES: list[tuple[str, Callable[[Record], str]]] = [
     ("load: rows through one driver, s", _of("load_seconds/rows")),
+    ("load: start of the actors, s", _of("load_seconds/starting")),
     ("load: source, s", _of("load_seconds/source")),
     ("load: network, s", _of("load_seconds/network")),
     ("load: decoding, s", _of("load_seconds/decoding")),
     ("an epoch, s", _of("epoch_seconds")),
-    ("lent in an epoch, TB", _of("borrowed_tb", 2)),
-    ("borrowed by a node, MB/s", _of("borrowed_mb_per_s_of_node", 1)),
-    ("of the network, %", _of("network_percent", 1)),
+    ("lent in an epoch, TB", _of("borrowed_tb")),
+    ("borrowed by a node, MB/s", _of("borrowed_mb_per_s_of_node")),
+    ("of the network, %", _of("network_percent")),
     ("an exchange at the speed measured here, s", _of("exchange_seconds")),
-    ("an exchange at the speed of the network, s", _of("exchange_seconds_at_network", 1)),
-    ("a node: at home, GB", _of("memory_gb_of_node/home", 1)),
-    ("a node: borrowed, two epochs, GB", _of("memory_gb_of_node/borrowed", 1)),
-    ("a node: what its processes keep, GB", _of("memory_gb_of_node/views", 2)),
+    ("an exchange at the speed of the network, s", _of("exchange_seconds_at_network")),
+    ("a node: at home, GB", _of("memory_gb_of_node/home")),
+    ("a node: borrowed, two epochs, GB", _of("memory_gb_of_node/borrowed")),
+    ("a node: what its processes keep, GB", _of("memory_gb_of_node/views")),
     ("calls to the coordinator, an epoch", _of("calls/to_coordinator")),
     ("calls of the coordinator, an epoch", _of("calls/from_coordinator")),
     ("the coordinator sends, MB an epoch", _of("coordinator_mb")),
     ("calls to each node, an epoch", _of("calls/to_each_node")),
     ("calls between nodes, an epoch", _of("calls/between_nodes")),
-    ("a division, kB", _of("division_kb", 1)),
-    ("a state of the sampler, kB", _of("state_kb", 1)),
-    ("turning to an epoch, each process, s", _of("view_seconds", 1)),
+    ("a division, kB", _of("division_kb")),
+    ("a state of the sampler, kB", _of("state_kb")),
+    ("turning to an epoch, each process, s", _of("view_seconds")),
     ("resuming on other nodes, each process, s", _of("resume_seconds")),
     ("resuming on other nodes, each process, GB", _of("resume_gb")),
-    ("a lost node: noticing, s", _of("recovery_seconds/noticing", 1)),
-    ("a lost node: loading, s", _of("recovery_seconds/loading", 1)),
+    ("a lost node: noticing, s", _of("recovery_seconds/noticing")),
+    ("a lost node: loading, s", _of("recovery_seconds/loading")),
 ]
 
 
@@ -262,8 +273,20 @@ def _limits(cases: Record) -> list[str]:
     return lines
 
 
+def _on_a_machine(write: Callable[[Record], Section]) -> Callable[[Record], Section]:
+    """Say after a section how busy the machine was before it was measured."""
+
+    def write_both(figures: Record) -> Section:
+        section = write(figures)
+        load = f"The machine's load average was {figures['load_before']:.2f} before that."
+        return Section([*section.lines, load, ""], section.findings, section.charts)
+
+    return write_both
+
+
 _STEPS = {
     "rows": "rows that go through one driver",
+    "starting": "the start of its actors",
     "source": "the source",
     "network": "the network",
     "decoding": "decoding",
@@ -271,12 +294,12 @@ _STEPS = {
 
 # Key in the results, what the page calls it, what writes it.
 PARTS: list[tuple[str, str, Callable[[Record], Section]]] = [
-    ("load", "loading on a cluster", load),
-    ("epoch", "epochs of a node's samples", epoch),
-    ("exchange", "the exchange of samples", exchange),
-    ("driver", "the driver's memory", driver),
-    ("recovery", "after a loss", recovery),
-    ("model", "a model of large clusters", model),
+    ("load", "loading on a cluster", _on_a_machine(load)),
+    ("epoch", "epochs of a node's samples", _on_a_machine(epoch)),
+    ("exchange", "the exchange of samples", _on_a_machine(exchange)),
+    ("driver", "the driver's memory", _on_a_machine(driver)),
+    ("recovery", "after a loss", _on_a_machine(recovery)),
+    ("model", "a model of large clusters", _on_a_machine(model)),
 ]
 
 

@@ -50,7 +50,7 @@ def main() -> None:
         figures = measure(plan, record) if name == "model" else measure(plan)
         machine = describe_machine() | {package: version(package) for package in _PACKAGES}
         seconds = round(time.perf_counter() - started)
-        record[name] = {"machine": machine, "seconds": seconds, "load_before": load, "figures": figures}
+        record[name] = {"machine": machine, "seconds": seconds, "figures": figures | {"load_before": load}}
         print(f"  {seconds:,} s", flush=True)
         results.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
     print(f"results: {results}")

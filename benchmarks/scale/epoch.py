@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from functools import partial
-from statistics import median
 from typing import Any
 
 import ray
@@ -99,7 +98,7 @@ def measure_epoch(plan: Plan) -> Figures:
                         "above_percent": spread(100 * (own / other - 1) for own, other in pairs),
                     }
                 )
-                print(f"  {way}, B = {batch_size}: {median(found[-1]['above_percent'].values()):+.1f} %", flush=True)
+                print(f"  {way}, B = {batch_size}: {found[-1]['above_percent']['median']:+.1f} %", flush=True)
         turning = spread(1e3 * each for each in ray.get(rank.turn.remote(plan.repeats)))
         num_samples, num_borrowed = ray.get(rank.served.remote())
     return {

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
+import ray
 from ray.cluster_utils import Cluster
 
 from benchmarks.load.checking import name_of
@@ -21,6 +22,7 @@ from in_memory_datasets import FetchOptions, InMemoryImageTextDataset
 from in_memory_datasets.scale import load_on_cluster, sharded
 
 _LATENCY_SECONDS = 0.02
+_NUM_FIRST = 8  # which take as long as an actor needs for anything
 _OPTIONS: dict[str, Any] = {
     "image_size": (SIDE, SIDE),
     "storage": "decoded",
@@ -52,14 +54,16 @@ def measure_load(plan: Plan) -> Figures:
                 for i, url in enumerate(server.urls(pictures.directory, names))
             ],
         }
+        smallest = clusters[min(clusters)]
+        least = [_together(sources["bytes"][:_NUM_FIRST], smallest) for _ in range(plan.slow_repeats)]
         for source, its_rows in sources.items():
             ways: dict[str, Callable[[], Turn]] = {"one": partial(_alone, its_rows)}
             ways |= {f"{size}": partial(_together, its_rows, cluster) for size, cluster in clusters.items()}
-            turns = alternate(plan.slow_repeats, ways)
+            turns = alternate(plan.slow_repeats, ways, warm_up=plan.warms_up)
             for way, its_turns in turns.items():
                 row: Figures = {
                     "source": source,
-                    "num_nodes": 0 if way == "one" else int(way),
+                    "num_nodes": None if way == "one" else int(way),
                     "per_s": spread(turn.per_s for turn in its_turns),
                     "to_one": spread([1.0]) if way == "one" else ratio(its_turns, turns["one"]),
                 }
@@ -69,6 +73,8 @@ def measure_load(plan: Plan) -> Figures:
                 rows.append(row)
     return {
         "num_pictures": plan.num_photos,
+        "num_first": _NUM_FIRST,
+        "first_seconds": spread(turn.found["load_seconds"] for turn in least),
         "latency_ms": 1e3 * _LATENCY_SECONDS,
         "repeats": plan.slow_repeats,
         "rows": rows,
@@ -100,9 +106,10 @@ def clocked() -> Iterator[dict[str, float]]:
     """Time the steps of the loads on a cluster that are begun in the block."""
     seconds: dict[str, float] = {}
 
-    def clock(name: str, step: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    def clock(name: str, step: Callable[..., None], coordinator: Any, *args: Any, **kwargs: Any) -> None:
+        ray.get(coordinator.describe.remote())  # so that its start is counted with that of the other actors
         started = time.perf_counter()
-        step(*args, **kwargs)
+        step(coordinator, *args, **kwargs)
         seconds[_STEPS[name]] = time.perf_counter() - started
 
     steps = {name: partial(clock, name, getattr(sharded, name)) for name in _STEPS}

@@ -64,6 +64,7 @@ class Rates:
         decoded_per_s: Pictures that one core loads in a second, fetched, decoded and stored.
         rows_per_s: Rows that one driver hands over in a second.
         start_seconds: Until the actors of all nodes run; they start side by side.
+        first_seconds: What a node takes for its first few samples, before it is at full speed.
         exchange_bytes_per_s: What one node borrows in a second.
         request_seconds: What a parcel takes beside the bytes in it.
         view_seconds: Of a sample that a node serves, for a process to find out which that are.
@@ -74,6 +75,7 @@ class Rates:
     decoded_per_s: float
     rows_per_s: float
     start_seconds: float
+    first_seconds: float
     exchange_bytes_per_s: float
     request_seconds: float
     view_seconds: float
@@ -92,6 +94,7 @@ def load_seconds(setup: Setup, rates: Rates, *, decodes: bool = True) -> dict[st
         "source": num_bytes / min(SOURCE_BYTES_PER_S, SOURCE_BYTES_PER_S_OF_NODE * setup.num_nodes),
         "network": num_bytes / (NETWORK_BYTES_PER_S * setup.num_nodes),
         "rows": setup.num_samples / rates.rows_per_s,
+        "starting": rates.start_seconds + rates.first_seconds,
     }
     return steps | ({"decoding": decoding_seconds(setup, rates)} if decodes else {})
 
@@ -180,7 +183,7 @@ def division_of(setup: Setup, *, epoch: int = 1, past: Sequence[Past] = ()) -> D
     counts = [setup.num_samples // setup.num_nodes] * setup.num_nodes
     counts[0] += setup.num_samples - sum(counts)
     nodes = tuple(node for node in range(setup.num_nodes) for _ in range(setup.ranks))
-    ranks = Ranks(nodes, 256)
+    ranks = Ranks(nodes, 256) if nodes else None
     return Division(Homes(ranges_of(counts)), setup.fraction, 0, epoch, ranks, tuple(past))
 
 

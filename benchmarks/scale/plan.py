@@ -24,6 +24,7 @@ class Plan:
         repeats: Of what is quick.
         slow_repeats: Of what is not.
         quick_to_notice: Whether a lost node is found out after a second, not as Ray does by default.
+        warms_up: Whether each load has a turn that does not count.
     """
 
     build: Path
@@ -39,6 +40,7 @@ class Plan:
     repeats: int = 15
     slow_repeats: int = 3
     quick_to_notice: bool = False
+    warms_up: bool = True
 
 
 def quick(build: Path) -> Plan:
@@ -57,4 +59,5 @@ def quick(build: Path) -> Plan:
         repeats=1,
         slow_repeats=1,
         quick_to_notice=True,
+        warms_up=False,
     )

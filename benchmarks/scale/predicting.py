@@ -26,10 +26,10 @@ def measure_model(plan: Plan, record: Mapping[str, Any]) -> Figures:
     found = {name: record[name]["figures"] for name in ("load", "exchange", "driver", "recovery") if name in record}
     if len(found) < 4:
         raise RuntimeError("the model is made of the parts load, exchange, driver and recovery: measure these first")
-    views = {size: _time_views(plan, size) for size in _SIZES}
+    views = {size: _time_view(Setup(size, plan.num_modelled, 1), plan.slow_repeats) for size in _SIZES}
     left = _time_left(min(_NUM_LEFT, plan.num_modelled), plan.slow_repeats)
-    share = plan.num_modelled / _SIZES[-1]
-    alone = next(row for row in found["load"]["rows"] if (row["source"], row["num_nodes"]) == ("bytes", 0))
+    share = plan.num_modelled / _SIZES[0]
+    alone = next(row for row in found["load"]["rows"] if (row["source"], row["num_nodes"]) == ("bytes", None))
     in_load = [row for row in found["load"]["rows"] if row["source"] == "bytes" and row["num_nodes"]][-1]
     stored = [row for row in found["driver"]["rows"] if row["source"] == "file"][-1]
     pair = found["exchange"]["rows"][0]
@@ -37,9 +37,10 @@ def measure_model(plan: Plan, record: Mapping[str, Any]) -> Figures:
         decoded_per_s=alone["per_s"]["median"] / num_cores(),
         rows_per_s=stored["per_s"]["median"],
         start_seconds=in_load["actors_seconds"]["median"],
+        first_seconds=found["load"]["first_seconds"]["median"],
         exchange_bytes_per_s=1e6 * pair["mb_per_s"]["median"] / pair["num_nodes"],
         request_seconds=pair["request_ms"]["median"] / 1e3,
-        view_seconds=views[_SIZES[-1]]["median"] / share,
+        view_seconds=views[_SIZES[0]]["median"] / share,
         left_seconds=left["median"],
         notice_seconds=next(
             row["noticed_seconds"]["median"] for row in found["recovery"]["rows"] if row["what"] == "node"
@@ -62,15 +63,14 @@ def measure_model(plan: Plan, record: Mapping[str, Any]) -> Figures:
     }
 
 
-def _time_views(plan: Plan, num_nodes: int) -> dict[str, float]:
+def _time_view(setup: Setup, repeats: int) -> dict[str, float]:
     """Time what every process does when it turns to an epoch."""
-    division = model.division_of(Setup(num_nodes, plan.num_modelled, model.DECODED_BYTES))
+    division = model.division_of(setup)
     times = []
-    for _ in range(plan.slow_repeats):
+    for _ in range(repeats):
         started = time.perf_counter()
-        parts = NodeView("job", num_nodes // 2, (), division).parts()
+        NodeView("job", setup.num_nodes // 2, (), division).parts()
         times.append(time.perf_counter() - started)
-    assert len(parts.rows) == division.shares[num_nodes // 2]
     return spread(times)
 
 
@@ -89,7 +89,10 @@ def _time_left(num_samples: int, repeats: int) -> dict[str, float]:
 
 
 def _checks(
-    plan: Plan, found: Mapping[str, Any], rates: Rates, views: Mapping[int, dict[str, float]]
+    plan: Plan,
+    found: Mapping[str, Any],
+    rates: Rates,
+    views: Mapping[int, dict[str, float]],
 ) -> Iterator[tuple[str, float, float]]:
     """Give what the formulas say of this machine, and what it did: what it is, predicted, measured."""
     for row in found["load"]["rows"]:
@@ -102,7 +105,7 @@ def _checks(
             )
             seconds = row["load_seconds"]["median"]
             what = f"load of {row['source']}, nodes: {row['num_nodes']}, s"
-            yield what, model.decoding_seconds(setup, rates), seconds
+            yield what, rates.first_seconds + model.decoding_seconds(setup, rates), seconds
     for row in found["exchange"]["rows"]:
         size = row["num_nodes"]
         setup = Setup(size, size * found["exchange"]["num_samples"], model.DECODED_BYTES, fraction=1.0)
@@ -120,9 +123,9 @@ def _checks(
     for fewer, more in itertools.pairwise(stored):
         count, seconds = more["num_rows"], more["num_rows"] / more["per_s"]["median"]
         yield f"hand-over of {count:,} rows, s", count / fewer["per_s"]["median"], seconds
-    few = _SIZES[0]
-    setup = Setup(few, plan.num_modelled, model.DECODED_BYTES)
-    yield f"view of a node of {few}, s", model.view_seconds(setup, rates), views[few]["median"]
+    size = _SIZES[-1]
+    predicted = plan.num_modelled / size * rates.view_seconds
+    yield f"what a node of {size} serves, s", predicted, views[size]["median"]
     recovery = found["recovery"]
     lost = next(row for row in recovery["rows"] if row["what"] == "node")
     predicted = recovery["num_samples"] / recovery["loaded_per_s"]["median"]

@@ -1,6 +1,6 @@
 """What the exchanged fraction q does to training: small models, with batches as the ranks of a cluster have them.
 
-    python -m benchmarks.scale.shuffling            # about seven minutes on one core; writes the page's tables too
+    python -m benchmarks.scale.shuffling            # seven or eight minutes of one processor; makes the page's tables
     python -m benchmarks.scale.shuffling --quick    # that all of it runs; learns next to nothing
 
 Nodes and ranks are simulated in this process. `Division` says which samples each rank has in each batch, as it does on
@@ -431,7 +431,7 @@ def _extent_lines(record: dict[str, Any]) -> str:
     return (
         f"{extent['num_rows']:,} pictures of {extent['side']}×{extent['side']}, {extent['num_held_out']} held out, "
         f"{extent['num_ranks']} ranks with batches of {extent['batch_size']}, {extent['num_epochs']} epochs, "
-        f"{extent['num_seeds']} seeds; {record['seconds']} s on one thread, torch "
+        f"{extent['num_seeds']} seeds; {record['cpu_seconds']} s of one processor, torch "
         f"{machine['torch']}, {machine['date']}."
     )
 
@@ -457,25 +457,28 @@ def _some(values: dict[str, Any]) -> str:
 
 def _coverage_table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| q | borrowed in an epoch, % of the dataset | other nodes met by a sample in the epochs trained here, % | "
-        "epochs until it has met all | until the last sample has |",
-        "| ---: | ---: | ---: | ---: | ---: |",
+        "| q | borrowed in an epoch, % of the dataset | memory, % more than the home part at most | "
+        "other nodes met by a sample in the epochs trained here, % | epochs until it has met all | "
+        "until the last sample has |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
         expected, counted = row["expected"], row["counted"]
-        shares = [f"{100 * expected[key]:.2f} ({100 * counted[key]:.2f})" for key in ("borrowed_share", "met_share")]
-        epochs = f"{expected['epochs']:,.1f} ({counted['epochs']:,.1f})"
-        lines.append(f"| {row['fraction']:g} | {' | '.join(shares)} | {epochs} | ({counted['last_epochs']:,}) |")
+        borrowed, met = (
+            f"{100 * expected[key]:.2f} ({100 * counted[key]:.2f})" for key in ("borrowed_share", "met_share")
+        )
+        memory = f"{2 * 100 * expected['borrowed_share']:.1f}"  # of this epoch, and of the next
+        epochs = f"{expected['epochs']:,.1f} ({counted['epochs']:,.1f}) | ({counted['last_epochs']:,})"
+        lines.append(f"| {row['fraction']:g} | {borrowed} | {memory} | {met} | {epochs} |")
     return "\n".join(lines)
 
 
 def with_tables(page: str, tables: dict[str, str]) -> str:
     """Put tables where the page has them: between `<!-- table: NAME -->` and `<!-- end -->`."""
     for name, table in tables.items():
-        start, stop = f"<!-- table: {name} -->\n", "\n<!-- end -->"
-        before, found, rest = page.partition(start)
-        if found:
-            page = before + found + table + stop + rest.partition(stop)[2]
+        before, start, rest = page.partition(f"<!-- table: {name} -->\n")
+        if start:
+            page = f"{before}{start}{table}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
     return page
 
 
@@ -487,21 +490,20 @@ def main() -> None:
     output = options.output or (_ROOT / "build" / "shuffling" if options.quick else RESULTS.parent)
     extent = QUICK if options.quick else WHOLE
     torch.set_num_threads(1)
-    started = time.perf_counter()
     coverage = measure_coverage(
-        (0.3, 1.0) if options.quick else FRACTIONS[1:], samples_per_node=200, num_epochs=extent.num_epochs
+        (0.3, 1.0) if options.quick else FRACTIONS[1:], samples_per_node=100, num_epochs=extent.num_epochs
     )
     told = "[{:.0f} s] {}"
     training = measure_training(
         draw_scenes(extent.num_scenes),
         extent,
-        lambda line: print(told.format(time.perf_counter() - started, line), flush=True),
+        lambda line: print(told.format(time.process_time(), line), flush=True),
     )
     sizes = {"num_rows": extent.num_rows, "side": SIDE, "num_ranks": NUM_RANKS, "batch_size": BATCH_SIZE}
     record = {
         "machine": describe_machine(),
         "method": METHOD,
-        "seconds": round(time.perf_counter() - started),
+        "cpu_seconds": round(time.process_time()),
         "extent": {**asdict(extent), **sizes},
         "coverage": coverage,
         "training": training,

@@ -152,6 +152,8 @@ class Coordinator:
 
     async def _hire(self, node_id: str) -> _Node:
         """Give a node, after starting its actor where it has none."""
+        if (node := self._nodes.get(node_id)) is not None and node.is_alive:
+            return node
         async with self._hiring:
             if (node := self._nodes.get(node_id)) is not None and node.is_alive:
                 return node

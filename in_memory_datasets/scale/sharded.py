@@ -9,6 +9,7 @@ import os
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from typing import Any, Generic, TypeVar
 
 import ray
@@ -386,10 +387,10 @@ def _source_of(data: Any) -> tuple[Any | None, list[Any]]:
         data = [data]
     if isinstance(data, (list, tuple)) and data and all(isinstance(each, (str, os.PathLike)) for each in data):
         paths = [os.fspath(path) for path in data]
-        kinds = {path.rpartition(".")[2].lower() for path in paths}
-        if kinds == {"csv"}:
+        kinds = {PurePosixPath(path).suffix.lower() for path in paths}
+        if kinds == {".csv"}:
             data = ray.data.read_csv(paths)
-        elif kinds == {"parquet"}:
+        elif kinds <= {".parquet", ""}:  # a directory of them has no such end
             data = ray.data.read_parquet(paths)
         else:
             raise ConfigError(f"{paths[0]}: expected the names of Parquet or of CSV files, or a dataset")

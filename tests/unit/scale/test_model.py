@@ -16,6 +16,7 @@ RATES = Rates(
     decoded_per_s=100.0,
     rows_per_s=1e6,
     start_seconds=2.0,
+    first_seconds=0.5,
     exchange_bytes_per_s=1e9,
     request_seconds=1e-3,
     view_seconds=1e-6,
