@@ -1,13 +1,16 @@
-"""Ray Train on a cluster: its workers are served by their nodes, and go on from a checkpoint when one of them is lost."""
+"""Ray Train on a cluster: its workers are served by their nodes, and go on from a checkpoint when one is lost."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import sys
 import tempfile
+import threading
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +20,8 @@ import pytest
 import ray
 import ray.train
 import torch.distributed as dist
+from ray import cloudpickle
+from ray.cluster_utils import Cluster
 from ray.train.torch import TorchTrainer
 from torch.utils.data import DataLoader
 
@@ -29,6 +34,9 @@ NUM_SAMPLES = 96
 ALL_ROWS = list(range(NUM_SAMPLES))
 BATCH_SIZE = 4
 LOCAL = FetchOptions(allow_private_addresses=True)
+
+# What workers run is sent to them: they could not import this module, which lies in no package.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.fixture(autouse=True)
@@ -129,6 +137,7 @@ def fit(
     folder: Path,
     *,
     num_workers: int | tuple[int, int] = 2,
+    resources: dict[str, float] | None = None,
     max_failures: int = 0,
     fault: tuple[int, int] | None = None,
     strike: Callable[[Path], None] | None = None,
@@ -144,7 +153,9 @@ def fit(
             "fault": fault,
             "strike": strike,
         },
-        scaling_config=ray.train.ScalingConfig(num_workers=num_workers, placement_strategy="SPREAD"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=num_workers, resources_per_worker=resources, placement_strategy="SPREAD"
+        ),
         run_config=ray.train.RunConfig(
             storage_path=str(folder / "runs"),
             failure_config=ray.train.FailureConfig(max_failures=max_failures),
@@ -190,3 +201,71 @@ def test_a_worker_that_is_killed_goes_on_from_the_checkpoint(sharded: ShardedDat
     assert len([s for s in counted if s.attempt == first]) == 2 * 4
     assert rows_of(counted) == ALL_ROWS
     assert sharded.report.events == ()
+
+
+def have_this_node_ended_once(folder: Path) -> None:
+    """Ask the test to take away the node of the worker that calls this, the first time, and wait for that."""
+    try:
+        (folder / "struck").touch(exist_ok=False)
+    except FileExistsError:
+        return
+    (folder / "node").write_text(ray.get_runtime_context().get_node_id())
+    (folder / "node").rename(folder / "lost")
+    time.sleep(600)
+
+
+@pytest.fixture
+def trainers(cluster: Cluster) -> Iterator[list[Any]]:
+    """Add two nodes that alone may have a worker, and so neither is the one that this process is on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's own, of what is to change in Ray
+        nodes = [
+            cluster.add_node(num_cpus=2, resources={"trainer": 1}, object_store_memory=100 * 2**20) for _ in range(2)
+        ]
+        cluster.wait_for_nodes()
+    yield nodes
+    for node in nodes:
+        if node in cluster.worker_nodes:
+            cluster.remove_node(node, allow_graceful=False)
+    cluster.wait_for_nodes()
+
+
+def test_the_job_goes_on_with_fewer_workers_when_a_node_is_lost(
+    trainers: list[Any], sharded: ShardedDataset[Any], cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a node is lost with its worker, the one that is left has every remaining sample of the epoch once."""
+    # Ray Train may ask for a worker on the lost node first, and gives that up after this time.
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+    has_ended = threading.Event()
+
+    def take_node_away() -> None:
+        while not (tmp_path / "lost").exists() and not has_ended.wait(0.05):
+            pass
+        for node in trainers:
+            if (tmp_path / "lost").exists() and node.node_id == (tmp_path / "lost").read_text():
+                cluster.remove_node(node, allow_graceful=False)
+
+    thread = threading.Thread(target=take_node_away)
+    thread.start()
+    try:
+        steps = fit(
+            sharded,
+            tmp_path,
+            num_workers=(1, 2),
+            resources={"CPU": 1, "trainer": 1},
+            max_failures=2,
+            fault=(1, 6),
+            strike=have_this_node_ended_once,
+        )
+    finally:
+        has_ended.set()
+        thread.join()
+    first, *_, last = sorted({step.attempt for step in steps})
+    assert {step.num_ranks for step in steps if step.attempt == first} == {2}
+    assert {step.num_ranks for step in steps if step.attempt == last} == {1}
+    assert rows_of([step for step in steps if step.epoch == 0]) == ALL_ROWS
+    counted = [step for step in steps if step.epoch == 1 and (step.attempt == last or step.number <= 4)]
+    assert rows_of(counted) == ALL_ROWS
+    report = sharded.report
+    assert any("was lost" in event for event in report.events)
+    assert (report.num_ok, sum(report.nodes.values())) == (NUM_SAMPLES, NUM_SAMPLES)
