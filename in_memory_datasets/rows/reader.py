@@ -302,7 +302,7 @@ class StreamReader(RowReader):
 
     def records(self) -> Iterator[Any]:
         """Give all records in order, as lists."""
-        return _in_batches(self._cut(record) for record in self._each())
+        return _in_batches((self._cut(record) for record in self._each()), _HANDED_ON * _NUM_HEAVY_ROWS)
 
     def _each(self) -> Iterator[Any]:
         # Not the stream's own `take`, which reads one row more and meets what is wrong with it.
@@ -343,7 +343,8 @@ class SequenceReader(RowReader):
 
     def records(self) -> Iterator[Any]:
         """Give all records in order, as lists."""
-        return _in_batches(self._cut(self._record(i)) for i in range(self.max_rows or 0))
+        records = (self._cut(self._record(i)) for i in range(self.max_rows or 0))
+        return _in_batches(records, _HANDED_ON * _NUM_HEAVY_ROWS)
 
     def take(self, indices: Sequence[int]) -> list[Row]:
         """Give some rows by number."""
@@ -377,7 +378,7 @@ class IterableReader(RowReader):
 
     def records(self) -> Iterator[Any]:
         """Give all records in order, as lists."""
-        return _in_batches(self._cut(record) for record in self._each())
+        return _in_batches((self._cut(record) for record in self._each()), _HANDED_ON * _NUM_HEAVY_ROWS)
 
     def _each(self) -> Iterator[Any]:
         return itertools.islice(self._data, self.max_rows)
@@ -390,8 +391,8 @@ class _UnreadableRecord:
         self.error = error
 
 
-def _in_batches(rows: Iterator[Any]) -> Iterator[list[Any]]:
-    while batch := list(itertools.islice(rows, _NUM_HEAVY_ROWS)):
+def _in_batches(rows: Iterator[Any], num_rows: int = _NUM_HEAVY_ROWS) -> Iterator[list[Any]]:
+    while batch := list(itertools.islice(rows, num_rows)):
         yield batch
 
 

@@ -16,6 +16,7 @@ import ray
 import torch
 from ray import cloudpickle
 from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from in_memory_datasets.build.bars import progress_bar
 from in_memory_datasets.errors import ConfigError, StoreError
@@ -134,9 +135,15 @@ def _understand(cls: Any, data: Any, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def _start(order: _Order, name: str | None) -> Any:
+    if not ray.is_initialized():
+        ray.init()
+    # On the head, without which there is no cluster: where else it were, its node could be lost.
+    heads = [node["NodeID"] for node in ray.nodes() if "node:__internal_head__" in node["Resources"]]
     options: dict[str, Any] = {}
+    if heads:
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(heads[0], soft=True)
     if name is not None:
-        options = {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "max_restarts": -1}
+        options |= {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "max_restarts": -1}
     token = uuid.uuid4().hex
     return Coordinator.options(**options).remote(name or "", token, order.description)  # type: ignore[attr-defined]
 
