@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import tempfile
 import time
@@ -129,7 +130,8 @@ def resume(checkpoint: Any, model: Any, optimizer: Any, sampler: Any) -> None:
     bare(model).load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     sampler.load_state_dict(state["sampler"])
-    print(f"resumed in epoch {sampler.epoch}, {state['sampler']['consumed']:,} samples into it", flush=True)
+    if ray.train.get_context().get_world_rank() == 0:
+        print(f"resumed in epoch {sampler.epoch}, {state['sampler']['consumed']:,} samples into it", flush=True)
 
 
 @torch.no_grad()
@@ -168,7 +170,8 @@ def connect(options: argparse.Namespace) -> Iterator[None]:
             cluster.add_node(num_cpus=2)
     try:
         address = options.address if cluster is None else cluster.address
-        # Ray's own accounts of every report are left out, what workers print is not.
+        # What workers print is enough: neither a second time by way of Ray Train's log, nor Ray's account of each step.
+        os.environ |= {f"RAY_TRAIN_ENABLE_{what}": "0" for what in ("PRINT_PATCH", "WORKER_STRUCTURED_LOGGING")}
         quiet = ray.LoggingConfig(log_level="ERROR")
         with ray.init(address, runtime_env={"py_modules": [str(ROOT / "demo")]}, logging_config=quiet):
             yield
@@ -198,7 +201,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=64, help="of both workers together (default: 64)")
     parser.add_argument("--fraction", type=float, default=DEFAULT_FRACTION, help="that is dealt anew in each epoch")
-    parser.add_argument("--checkpoint-batches", type=int, default=10, help="between two checkpoints (default: 10)")
+    parser.add_argument("--checkpoint-batches", type=int, default=50, help="between two checkpoints (default: 50)")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="where checkpoints go; all nodes share it")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+import warnings
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -118,6 +119,9 @@ class Coordinator:
         self._seconds = 0.0
         self._epoch = 0
         self._fractions: dict[int, tuple[float, int]] = {0: (0.0, 0)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Ray is to call it otherwise some day
+            self._is_started_again: bool = ray.get_runtime_context().was_current_actor_reconstructed
         self._recovery: asyncio.Task[None] | None = None
         self._terms = Terms()  # on which views were last asked for: the next ones likely will be
 
@@ -381,7 +385,7 @@ class Coordinator:
         Raises:
             LoadError: It never will be.
         """
-        if ray.get_runtime_context().was_current_actor_reconstructed:
+        if self._is_started_again:
             if self._recovery is None:
                 self._recovery = asyncio.ensure_future(self._recover())
             await asyncio.shield(self._recovery)

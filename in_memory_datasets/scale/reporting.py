@@ -28,7 +28,10 @@ class ClusterReport(LoadReport):
 
     def __str__(self) -> str:
         holding = [count for count in self.nodes.values() if count]
-        lines = [LoadReport.__str__(self), f"on {len(holding)} nodes, {min(holding, default=0):,} rows and more each"]
+        nodes = (
+            "one node" if len(holding) == 1 else f"{len(holding)} nodes, {min(holding, default=0):,} rows or more each"
+        )
+        lines = [LoadReport.__str__(self), f"on {nodes}"]
         return "\n".join([*lines, *self.events])
 
 

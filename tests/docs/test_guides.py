@@ -40,6 +40,7 @@ PAPERS = [
     FORMAT,
     ROOT / "docs/explanation/benchmarks.md",
     *sorted((ROOT / "docs/explanation/decisions").glob("*.md")),
+    *sorted((ROOT / "docs/how-to").glob("*.md")),
 ]
 NUM_ROWS = 24
 # Rows whose files are not there, as in any dataset of URLs.
@@ -186,7 +187,7 @@ def keep_stores_of(files: Path) -> None:
 def test_only_few_blocks_are_excused(paper: Path) -> None:
     """A block that is not run says why, and Python is never hidden behind a missing language."""
     for block in blocks_of(paper):
-        assert block.language in ("python", "text", "bash"), f"{paper.name}:{block.line} names no language"
+        assert block.language in ("python", "text", "bash", "yaml"), f"{paper.name}:{block.line} names no language"
         if block.not_run is not None:
             assert len(block.not_run) > 10, f"{paper.name}:{block.line} is not run for no reason"
 

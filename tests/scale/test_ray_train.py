@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import signal
@@ -28,7 +27,6 @@ from torch.utils.data import DataLoader
 
 from in_memory_datasets import FetchOptions, InMemoryImageTextDataset, collate_in_memory_images
 from in_memory_datasets.scale import ShardedDataset, load_on_cluster
-from in_memory_datasets.scale.coordinator import Coordinator
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster"), pytest.mark.timeout(170)]
 
@@ -219,10 +217,8 @@ def have_this_node_ended_once(folder: Path) -> None:
 
 
 @pytest.fixture
-def trainers(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """Add two nodes that alone may have a worker, so that neither the driver nor the coordinator is lost with one."""
-    on_head = functools.partial(Coordinator.options, resources={"node:__internal_head__": 0.001})
-    monkeypatch.setattr(Coordinator, "options", on_head)
+def trainers(cluster: Cluster) -> Iterator[list[Any]]:
+    """Add two nodes that alone may have a worker, so that neither is the one of this process, which is the head."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray's own, of what is to change in Ray
         nodes = [
