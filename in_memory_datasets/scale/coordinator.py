@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from in_memory_datasets.build import LoadRequest
 from in_memory_datasets.errors import LoadError
 from in_memory_datasets.rows import ColumnSpec
-from in_memory_datasets.scale.blocks import RowBlock, part_of
+from in_memory_datasets.scale.blocks import BlockRows, RowBlock, part_of
 from in_memory_datasets.scale.division import Division, Homes, Ranks, divide
 from in_memory_datasets.scale.node import Built, NodeActor, Notes
 from in_memory_datasets.scale.planning import ClusterPlan, Facts, NodePlan, lay_out, plan_cluster
@@ -107,7 +107,6 @@ class Coordinator:
         self._blocks: list[RowBlock] = []
         self._num_rows = 0
         self._plan: ClusterPlan | None = None
-        self._bytes_per_row = 1.0
         self._nodes: dict[str, _Node] = {}
         self._hiring, self._homing = asyncio.Lock(), asyncio.Lock()
         self._parts: list[_Part] = []
@@ -183,29 +182,36 @@ class Coordinator:
                 raise one
         return [one for one in hired if isinstance(one, _Node)]
 
+    async def _recovered(self) -> None:
+        """Know again what was known before, where this actor was started again."""
+        if self._is_started_again:
+            if self._recovery is None:
+                self._recovery = asyncio.ensure_future(self._recover())
+            await asyncio.shield(self._recovery)
+
     async def _recover(self) -> None:
-        """Ask all nodes what they hold, where this actor was started again; what only it had is the rows."""
+        """Ask all nodes what they hold; what only this actor had is the rows."""
         recalled = []
-        for actor in ray.util.list_named_actors(all_namespaces=True):
-            if actor["namespace"] == NAMESPACE and actor["name"].startswith(f"{self._name} "):
-                node_id = actor["name"].removeprefix(f"{self._name} ")
-                handle = ray.get_actor(actor["name"], namespace=NAMESPACE)
-                try:
-                    number, job, built, notes = await handle.recall.remote()
-                    facts = await handle.facts.remote(self._description.request.memory_limit)
-                except LOST:
-                    continue
-                node = self._nodes[node_id] = _Node(node_id, number, job, handle, facts)
-                recalled += [(one, node, notes) for one in built]
-        notes = next((notes for _, _, notes in recalled if notes is not None), None)
+        for living in await _living_nodes():
+            node_id = living["NodeID"]
+            try:
+                actor = ray.get_actor(f"{self._name} {node_id}", namespace=NAMESPACE)
+                number, job, built, notes = await actor.recall.remote()
+                facts = await actor.facts.remote(self._description.request.memory_limit)
+            except (ValueError, *LOST):  # it has none, or is about to have none
+                continue
+            node = self._nodes[node_id] = _Node(node_id, number, job, actor, facts)
+            recalled += [(one, node, notes) for one in built]
         recalled.sort(key=lambda each: each[0].piece.start)
+        notes = next((notes for _, _, notes in recalled if notes is not None), None)
         ends = [0, *(built.piece.stop for built, _, _ in recalled)]
-        if notes is None or [built.piece.start for built, _, _ in recalled] != ends[:-1] or ends[-1] != notes.num_rows:
+        starts = [built.piece.start for built, _, _ in recalled]
+        if notes is None or starts != ends[:-1] or ends[-1] != notes.plan.num_samples:
             raise LoadError(
-                "the cluster's coordinator ended while rows were being loaded, which it alone had: load again"
+                "the cluster's coordinator ended during the load, with the rows that it alone had: load again"
             )
-        self._num_rows, self._fractions, self._events = notes.num_rows, notes.fractions, list(notes.events)
-        self._epoch, self._bytes_per_row = max(notes.fractions), notes.bytes_per_row
+        self._plan, self._num_rows = notes.plan, notes.plan.num_samples
+        self._fractions, self._epoch, self._events = notes.fractions, max(notes.fractions), list(notes.events)
         self._description = replace(self._description, request=notes.request)
         self._parts = [
             _Part(built.piece.start, built.piece.stop, node, built, built.report, built.piece.version)
@@ -217,9 +223,8 @@ class Coordinator:
 
     async def _remember(self) -> None:
         """Give every node a copy of what this actor alone knows."""
-        notes = Notes(
-            self._num_rows, self._description.request, self._bytes_per_row, self._fractions, tuple(self._events)
-        )
+        assert self._plan is not None
+        notes = Notes(self._plan, self._description.request, self._fractions, tuple(self._events))
         nodes = [node for node in self._nodes.values() if node.is_alive]
         told = [node.actor.remember.remote(notes) for node in nodes]
         await asyncio.gather(*told, return_exceptions=True)  # who has ended knows nothing anyway
@@ -268,6 +273,7 @@ class Coordinator:
 
     async def plan(self) -> ClusterPlan:
         """Start the actors of all nodes, and compute what fits where; once."""
+        await self._recovered()
         if self._plan is not None:
             return self._plan
         nodes = await self._hire_all()
@@ -275,7 +281,6 @@ class Coordinator:
         request, columns = self._description.request, self._description.columns
         plans = [NodePlan(node.id, node.facts) for node in nodes]
         self._plan = plan_cluster(request, columns, sample, self._num_rows, plans)
-        self._bytes_per_row = self._plan.bytes_per_sample
         return self._plan
 
     async def load(self) -> None:
@@ -351,7 +356,8 @@ class Coordinator:
             return 0
         free = node.facts.bytes_available - (held if node.facts.limited_by == "memory_limit" else 0)
         expected = sum(part.num_rows for part in self._parts if part.node is node and part.built is None)
-        return max(0, int(free / self._bytes_per_row) - expected)
+        assert self._plan is not None
+        return max(0, int(free / self._plan.bytes_per_sample) - expected)
 
     def _place(self, part: _Part, room: dict[_Node, int]) -> bool:
         """Choose who loads a lost part; tell whether there is anybody."""
@@ -385,10 +391,7 @@ class Coordinator:
         Raises:
             LoadError: It never will be.
         """
-        if self._is_started_again:
-            if self._recovery is None:
-                self._recovery = asyncio.ensure_future(self._recover())
-            await asyncio.shield(self._recovery)
+        await self._recovered()
         async with self._changed:
             await self._changed.wait_for(
                 lambda: self._error is not None or (self._parts and all(part.built for part in self._parts))
@@ -416,6 +419,7 @@ class Coordinator:
 
     async def describe(self) -> Description:
         """Tell what is loaded."""
+        await self._recovered()
         return self._description
 
     async def reshuffle(self, epoch: int, fraction: float, seed: int) -> None:
@@ -520,6 +524,8 @@ class Coordinator:
 
     async def close(self) -> None:
         """End the actors of all nodes, and with them what nobody has mapped."""
+        for task in self._tasks:  # or the watches would have loaded again what is given up
+            task.cancel()
         for node in self._nodes.values():
             ray.kill(node.actor)
 
@@ -541,6 +547,4 @@ def _count_rows(table: Any) -> int:
 
 @ray.remote(num_cpus=0)
 def _first_rows(block: RowBlock) -> list[Any]:
-    from in_memory_datasets.scale.blocks import BlockRows
-
     return list(itertools.islice(BlockRows([block]), 128))

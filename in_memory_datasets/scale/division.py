@@ -67,11 +67,6 @@ class Homes:
         """Give the numbers of the samples at some places of a node's home, counted through its ranges."""
         return _at(self.ranges[node], places)
 
-    def of_node(self, node: int) -> NDArray[np.int64]:
-        """Give the numbers of all samples of a node, int64."""
-        parts = [np.arange(start, stop) for start, stop in self.ranges[node]]
-        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
-
 
 def _at(ranges: Ranges, places: NDArray[np.int64]) -> NDArray[np.int64]:
     if len(ranges) == 1:  # as nearly always
@@ -192,11 +187,10 @@ class Division:
 
     Attributes:
         homes: Where each sample is at home.
-        shares: How many samples each node serves; None for as many as each holds.
         fraction: What of them is dealt anew, 0 to 1.
         seed: What that is drawn from.
         epoch: From 0 on.
-        ranks: Who serves them, where that is known.
+        ranks: Who serves them; None for the nodes alone, as many as each holds.
         past: What was served of this epoch before, under other divisions, in order.
     """
 

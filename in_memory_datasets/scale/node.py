@@ -19,7 +19,7 @@ from in_memory_datasets.errors import MemoryLimitError, StoreError
 from in_memory_datasets.memory import RESERVE_BYTES, free_memory
 from in_memory_datasets.rows import ColumnSpec, RowReader, open_rows
 from in_memory_datasets.scale.blocks import BlockRows, RowBlock
-from in_memory_datasets.scale.planning import Facts
+from in_memory_datasets.scale.planning import ClusterPlan, Facts
 from in_memory_datasets.scale.view import NodeView, Parts, Piece, guests_key, slots_of_rows
 from in_memory_datasets.schema import Effort, LoadReport, format_bytes, parse_bytes
 from in_memory_datasets.store import FAILED, Store, find_store, share_store
@@ -55,16 +55,14 @@ class Notes:
     """What the coordinator knows of all and cannot find out anew; every node keeps a copy.
 
     Attributes:
-        num_rows: Rows of the dataset.
+        plan: Who was to hold what.
         request: What a load is told, without rows.
-        bytes_per_row: What one takes.
         fractions: From which epoch on what fraction is dealt anew, and what that is drawn from.
         events: What happened so far.
     """
 
-    num_rows: int
+    plan: ClusterPlan
     request: LoadRequest
-    bytes_per_row: float
     fractions: dict[int, tuple[float, int]]
     events: tuple[str, ...]
 

@@ -29,7 +29,7 @@ def to_ray_dataset(description: Description, coordinator: Any) -> Any:
 
     Cost: each sample is copied once into Ray's object store, when it is asked for.
     """
-    num_rows = ray.get(coordinator.progress.remote())[1]
+    num_rows = ray.get(coordinator.plan.remote()).num_samples
     parts = ray.data.range(-(-num_rows // _NUM_READ_AT_ONCE))
     reader = _Reader(description, coordinator, num_rows)
     return parts.map_batches(reader, batch_size=1, num_cpus=0.25)

@@ -24,13 +24,10 @@ from in_memory_datasets.schema import (
     Failure,
     ImageSpec,
     LoadReport,
-    count_hosts,
-    count_reasons,
-    count_stages,
 )
 from in_memory_datasets.store.block import CLOSED
-from in_memory_datasets.store.store import Store
-from in_memory_datasets.store.table import FAILED, LOADED, RowTable, one_batch
+from in_memory_datasets.store.store import Store, make_report
+from in_memory_datasets.store.table import LOADED, RowTable, one_batch
 
 
 class Joined:
@@ -346,29 +343,10 @@ class Pieces:
 
     def report(self, effort: Effort, *, bytes_available: int | None = None) -> LoadReport:
         """Sum up what is there, see `Store.report`; failures by the row numbers of the user's dataset."""
-        table, failures = self.table, self.table.failures()
-        num_ok = int(np.count_nonzero(table.status == LOADED))
+        table = self.table
+        num_decoded = 0 if self.encoded else int(np.count_nonzero(table.status == LOADED))
         num_on_disk = 0 if bytes_available is None else self._num_on_disk(bytes_available)
-        return LoadReport(
-            num_samples=table.num_rows,
-            num_ok=num_ok,
-            num_failed=int(np.count_nonzero(table.status == FAILED)),
-            num_empty_captions=table.num_empty_captions,
-            by_reason=count_reasons(failures),
-            failures=failures,
-            seconds=effort.seconds,
-            bytes_fetched=effort.bytes_fetched,
-            nbytes=self.nbytes,
-            num_decoded=0 if self.encoded else num_ok - num_on_disk,
-            num_encoded=num_ok - num_on_disk if self.encoded else 0,
-            num_on_disk=num_on_disk,
-            by_stage=count_stages(failures),
-            by_host=count_hosts(failures),
-            num_tried=effort.num_tried,
-            seconds_by_stage=effort.seconds_by_stage,
-            slowest_hosts=effort.slowest_hosts,
-            num_unique=self.num_unique,
-        )
+        return make_report(table, effort, nbytes=self.nbytes, num_decoded=num_decoded, num_on_disk=num_on_disk)
 
     def _num_on_disk(self, bytes_available: int) -> int:
         """Count the loaded rows of those pieces that are files for which there is no room in so much memory."""

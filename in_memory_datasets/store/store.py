@@ -238,33 +238,13 @@ class Store:
             effort: What it took.
             bytes_available: The memory there is for it; None where all of it lies there.
         """
-        table, failures = self.table, self.table.failures()
+        table = self.table
         loaded = table.sample_of(np.flatnonzero(table.status == LOADED))
         num_decoded = int(np.count_nonzero(loaded < self.num_decoded))
         num_on_disk = 0
         if bytes_available is not None:
             num_on_disk = int(np.count_nonzero(loaded >= self.num_samples_in(bytes_available)))
-        num_encoded = len(loaded) - num_decoded
-        return LoadReport(
-            num_samples=table.num_rows,
-            num_ok=len(loaded),
-            num_failed=len(failures),
-            num_empty_captions=table.num_empty_captions,
-            by_reason=count_reasons(failures),
-            failures=failures,
-            seconds=effort.seconds,
-            bytes_fetched=effort.bytes_fetched,
-            nbytes=self.nbytes,
-            num_decoded=max(0, num_decoded - max(0, num_on_disk - num_encoded)),
-            num_encoded=max(0, num_encoded - num_on_disk),
-            num_on_disk=num_on_disk,
-            by_stage=count_stages(failures),
-            by_host=count_hosts(failures),
-            num_tried=effort.num_tried,
-            seconds_by_stage=effort.seconds_by_stage,
-            slowest_hosts=effort.slowest_hosts,
-            num_unique=table.num_unique,
-        )
+        return make_report(table, effort, nbytes=self.nbytes, num_decoded=num_decoded, num_on_disk=num_on_disk)
 
     def num_samples_in(self, num_bytes: int) -> int:
         """Count the samples, from the front, that have room in so many bytes, beside the rows."""
@@ -314,6 +294,41 @@ class Store:
 
 def _restore(spec: ImageSpec | AudioSpec, samples: Block, rows: Block) -> Store:
     return Store(spec, samples=samples, rows=rows)
+
+
+def make_report(table: Any, effort: Effort, *, nbytes: int, num_decoded: int, num_on_disk: int) -> LoadReport:
+    """Sum up rows, and what it took to load them.
+
+    Args:
+        table: The rows: a `RowTable`, or those of several stores.
+        effort: What it took.
+        nbytes: What is held at rest.
+        num_decoded: How many of the loaded lie decoded; the others lie encoded.
+        num_on_disk: For how many there is no room in memory, of the encoded ones first.
+    """
+    failures = table.failures()
+    num_ok = int(np.count_nonzero(table.status == LOADED))
+    num_encoded = num_ok - num_decoded
+    return LoadReport(
+        num_samples=table.num_rows,
+        num_ok=num_ok,
+        num_failed=len(failures),
+        num_empty_captions=table.num_empty_captions,
+        by_reason=count_reasons(failures),
+        failures=failures,
+        seconds=effort.seconds,
+        bytes_fetched=effort.bytes_fetched,
+        nbytes=nbytes,
+        num_decoded=max(0, num_decoded - max(0, num_on_disk - num_encoded)),
+        num_encoded=max(0, num_encoded - num_on_disk),
+        num_on_disk=num_on_disk,
+        by_stage=count_stages(failures),
+        by_host=count_hosts(failures),
+        num_tried=effort.num_tried,
+        seconds_by_stage=effort.seconds_by_stage,
+        slowest_hosts=effort.slowest_hosts,
+        num_unique=table.num_unique,
+    )
 
 
 def checksum(sample: NDArray[Any]) -> int:

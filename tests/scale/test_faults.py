@@ -250,7 +250,9 @@ def test_a_coordinator_that_is_killed_is_told_by_the_nodes_what_they_hold(pictur
         assert sorted(seen) == ALL_ROWS
         all_at_once(ranks, "set_epoch", 1)
         assert sorted(rows_of(all_at_once(ranks, "take"))) == ALL_ROWS
-        report = ShardedDataset.find("with a coordinator").report
+        found = ShardedDataset.find("with a coordinator")
+        assert len(found) == found.plan.num_samples == NUM_SAMPLES
+        report = found.report
         assert any("told by the nodes" in event for event in report.events)
         assert (report.num_ok, sum(report.nodes.values())) == (NUM_SAMPLES, NUM_SAMPLES)
         end_ranks(ranks, placed)
