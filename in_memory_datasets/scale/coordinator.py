@@ -410,6 +410,10 @@ class Coordinator:
         await self._whole()
         return self._sum_up()
 
+    async def events(self) -> tuple[str, ...]:
+        """Tell what happened so far, also while something is missing."""
+        return tuple(self._events)
+
     def _sum_up(self) -> ClusterReport:
         reports = [part.report for part in self._parts if part.report is not None]
         nodes = {node.id: sum(p.num_rows for p in self._parts if p.node is node) for node in self._nodes.values()}

@@ -319,9 +319,15 @@ class ShardedDataset(Generic[DatasetT]):
 
     @property
     def report(self) -> ClusterReport:
-        """Sum up what all nodes did, and what happened to them since."""
+        """Sum up what all nodes did, and what happened to them since; waits while something is missing."""
         report: ClusterReport = _get(self._coordinator.report.remote())
         return report
+
+    @property
+    def events(self) -> tuple[str, ...]:
+        """What happened so far, as in the report; told at once, also while something that was lost is loaded again."""
+        events: tuple[str, ...] = _get(self._coordinator.events.remote())
+        return events
 
     @property
     def plan(self) -> ClusterPlan:
