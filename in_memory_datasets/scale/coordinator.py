@@ -523,8 +523,9 @@ class Coordinator:
     async def sizes(self) -> dict[str, tuple[int, int]]:
         """Count the bytes that are at home at each living node, and those it has borrowed."""
         nodes = [node for node in self._nodes.values() if node.is_alive]
-        sizes = await asyncio.gather(*(node.actor.num_bytes.remote() for node in nodes))
-        return {node.id: size for node, size in zip(nodes, sizes, strict=True)}
+        sizes = await asyncio.gather(*(node.actor.num_bytes.remote() for node in nodes), return_exceptions=True)
+        # One that is just being lost has none.
+        return {node.id: size for node, size in zip(nodes, sizes, strict=True) if isinstance(size, tuple)}
 
     async def close(self) -> None:
         """End the actors of all nodes, and with them what nobody has mapped."""

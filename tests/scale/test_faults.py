@@ -267,3 +267,22 @@ def test_without_a_name_the_end_of_the_coordinator_is_told(picture_server: Any) 
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(StoreError, match="its coordinator has ended"):
         _ = sharded.report
+
+
+def test_what_nobody_has_room_for_waits_for_a_new_node(
+    picture_server: Any, cluster: Cluster, add_node: Callable[[], Any]
+) -> None:
+    """Where the others' memory_limit leaves no room, a lost part waits, and the next node that comes takes it whole."""
+    node = add_node()
+    with load(picture_server) as sharded:  # how much a part takes
+        room = max(home for home, _ in sharded.nbytes.values())
+    with load(picture_server, memory_limit=round(1.05 * room)) as sharded:
+        held = sharded.report.nodes[node.node_id]
+        assert held == 40
+        cluster.remove_node(node, allow_graceful=False)
+        wait_until(lambda: any("no node has room" in event for event in sharded.events))
+        new = add_node()
+        wait_until(lambda: any("loaded again" in event for event in sharded.events))
+        report = sharded.report
+        assert report.nodes[new.node_id] == held
+        assert (report.num_ok, sum(report.nodes.values())) == (NUM_SAMPLES, NUM_SAMPLES)
