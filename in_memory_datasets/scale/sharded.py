@@ -6,6 +6,7 @@ import functools
 import inspect
 import itertools
 import os
+import sys
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,6 @@ from in_memory_datasets.rows import RowReader
 from in_memory_datasets.scale.coordinator import LOST, NAMESPACE, Coordinator, Description
 from in_memory_datasets.scale.division import DEFAULT_FRACTION
 from in_memory_datasets.scale.planning import ClusterPlan
-from in_memory_datasets.scale.ray_data import to_ray_dataset
 from in_memory_datasets.scale.reporting import ClusterReport
 from in_memory_datasets.scale.sampler import ShardSampler
 from in_memory_datasets.scale.view import Board, NodeShare, NodeView, Terms
@@ -301,6 +301,8 @@ class ShardedDataset(Generic[DatasetT]):
 
     def to_ray_dataset(self) -> Any:
         """Give all samples as a `ray.data.Dataset`, a few at a time as they are asked for, see `ray_data`."""
+        from in_memory_datasets.scale.ray_data import to_ray_dataset
+
         return to_ray_dataset(self._description, self._coordinator)
 
     def retry_failed(self, *, reasons: Collection[str] | None = None) -> ClusterReport:
@@ -394,11 +396,11 @@ def _gather_nodes() -> tuple[int, list[str]]:
 
 def _source_of(data: Any) -> tuple[Any | None, list[Any]]:
     """Give what the cluster is to read, a `ray.data.Dataset`, and its first row; None for what this process reads."""
-    import ray.data
-
     if isinstance(data, (str, os.PathLike)):
         data = [data]
     if isinstance(data, (list, tuple)) and data and all(isinstance(each, (str, os.PathLike)) for each in data):
+        import ray.data
+
         paths = [os.fspath(path) for path in data]
         kinds = {PurePosixPath(path).suffix.lower() for path in paths}
         if kinds == {".csv"}:
@@ -407,7 +409,9 @@ def _source_of(data: Any) -> tuple[Any | None, list[Any]]:
             data = ray.data.read_parquet(paths)
         else:
             raise ConfigError(f"{paths[0]}: expected the names of Parquet or of CSV files, or a dataset")
-    if not isinstance(data, ray.data.Dataset):
+    # Whoever passes one of its datasets has imported its library; whoever does not need not pay for importing it.
+    library = sys.modules.get("ray.data")
+    if library is None or not isinstance(data, library.Dataset):
         return None, []
     data.context.execution_options.preserve_order = True  # row i is row i, whoever reads it
     return data, data.take(1)
