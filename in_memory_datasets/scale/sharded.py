@@ -17,7 +17,6 @@ import ray
 import torch
 from ray import cloudpickle
 from ray.exceptions import RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from in_memory_datasets.build.bars import progress_bar
 from in_memory_datasets.errors import ConfigError, StoreError
@@ -32,6 +31,7 @@ from in_memory_datasets.training.in_memory import DESCRIBED, InMemoryDataset
 
 DatasetT = TypeVar("DatasetT", bound=InMemoryDataset[Any])
 
+_HEAD = "node:__internal_head__"  # what Ray calls a resource that only the head has
 _LOOK_SECONDS = 0.2  # between two looks at how far a load is
 _NUM_UNDER_WAY = 4  # batches of rows on their way to the cluster
 
@@ -137,11 +137,11 @@ def _understand(cls: Any, data: Any, args: tuple[Any, ...], kwargs: dict[str, An
 def _start(order: _Order, name: str | None) -> Any:
     if not ray.is_initialized():
         ray.init()
-    # On the head, without which there is no cluster: where else it were, its node could be lost.
-    heads = [node["NodeID"] for node in ray.nodes() if "node:__internal_head__" in node["Resources"]]
+    # On the head, without which there is no cluster: where else it were, its node could be lost. It is asked for as a
+    # resource, which binds; a soft affinity put one in two of these actors, which take no core, elsewhere (measured).
     options: dict[str, Any] = {}
-    if heads:
-        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(heads[0], soft=True)
+    if _HEAD in ray.cluster_resources():
+        options["resources"] = {_HEAD: 0.001}
     if name is not None:
         options |= {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "max_restarts": -1}
     token = uuid.uuid4().hex

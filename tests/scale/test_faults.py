@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import ray
@@ -286,3 +287,14 @@ def test_what_nobody_has_room_for_waits_for_a_new_node(
         report = sharded.report
         assert report.nodes[new.node_id] == held
         assert (report.num_ok, sum(report.nodes.values())) == (NUM_SAMPLES, NUM_SAMPLES)
+
+
+def test_the_coordinator_is_where_the_cluster_itself_would_be_lost(add_node: Callable[[], Any]) -> None:
+    """However many nodes there are, the coordinator runs on the head, so that no other loss takes it along."""
+    add_node()
+    (head,) = (node["NodeID"] for node in ray.nodes() if "node:__internal_head__" in node["Resources"])
+    rows = [{"image_url": np.zeros((2, 2, 3), np.uint8), "caption": ""}] * 3
+    for _ in range(6):  # chance would have found the head six times in a row once in 700
+        with load_on_cluster(InMemoryImageTextDataset, rows, image_size=(2, 2), progress=False) as sharded:
+            where = sharded._coordinator.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
+            assert ray.get(where) == head
