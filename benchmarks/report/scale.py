@@ -61,7 +61,7 @@ def epoch(figures: Record) -> Section:
             "`InMemoryImageTextDataset` with `EpochSampler`. Of those with borrowed samples "
             f"{figures['borrowed_percent']:.1f} % are borrowed, and lie in a second store. To turn to an epoch of "
             f"which all is there takes {_spread(figures['turn_ms'], 1)} ms, which is not counted. "
-            f"{count(figures['repeats'], 'repeat')}, in turn.",
+            f"{count(figures['repeats'], 'repeat')}, in turn, batch by batch.",
             "",
             *table(heads, cells),
         ],

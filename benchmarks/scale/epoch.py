@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import ray
 from torch.utils.data import DataLoader
 
-from benchmarks.load.figures import Figures, Turn, alternate, spread
+from benchmarks.load.figures import Figures, spread
 from benchmarks.scale.clusters import SIDE, connected, living_nodes, on_node, picture_rows, running
 from benchmarks.scale.plan import Plan
 from in_memory_datasets import EpochSampler, InMemoryImageTextDataset, collate_in_memory_images
@@ -40,14 +39,14 @@ class Rank:
     def measure(self, batch_size: int, repeats: int) -> dict[str, list[float]]:
         """Give the seconds of the epochs of each way, repeat by repeat."""
         options: dict[str, Any] = {"collate_fn": collate_in_memory_images}
-        alone = DataLoader(self._alone, batch_size, sampler=EpochSampler(self._alone), **options)
-        ways = {"alone": partial(_one_epoch, alone)}
+        loaders = {"alone": DataLoader(self._alone, batch_size, sampler=EpochSampler(self._alone), **options)}
         for epoch, (name, shard) in enumerate(self._shards.items()):
             sampler = self._sharded.sampler(shard, batch_size, rank=0, node_ids=self._node_ids)
             sampler.set_epoch(epoch)
-            ways[name] = partial(_one_epoch, DataLoader(shard, batch_sampler=sampler, **options))
-        turns = alternate(repeats, ways)
-        return {name: [turn.seconds for turn in each] for name, each in turns.items()}
+            loaders[name] = DataLoader(shard, batch_sampler=sampler, **options)
+        _one_epoch_of_each(loaders)
+        epochs = [_one_epoch_of_each(loaders) for _ in range(repeats)]
+        return {name: [seconds[name] for seconds in epochs] for name in loaders}
 
     def turn(self, repeats: int) -> list[float]:
         """Give the seconds that it takes to turn to another epoch of which all is there."""
@@ -66,11 +65,16 @@ class Rank:
         return len(parts.rows), len(parts.foreign)
 
 
-def _one_epoch(loader: Any) -> Turn:
-    num_samples, started = 0, time.perf_counter()
-    for batch in loader:
-        num_samples += len(batch["captions"])
-    return Turn(num_samples, time.perf_counter() - started)
+def _one_epoch_of_each(loaders: dict[str, Any]) -> dict[str, float]:
+    """Give the seconds of an epoch of each; they take turns batch by batch, since a machine is not even for longer."""
+    ways = [(name, iter(loader)) for name, loader in loaders.items()]
+    seconds = dict.fromkeys(loaders, 0.0)
+    for number in range(min(map(len, loaders.values()))):
+        for name, batches in ways[number % len(ways) :] + ways[: number % len(ways)]:
+            started = time.perf_counter()
+            next(batches)
+            seconds[name] += time.perf_counter() - started
+    return seconds
 
 
 def measure_epoch(plan: Plan) -> Figures:

@@ -102,6 +102,11 @@ class Block:
         """Count the bytes in the block."""
         return os.fstat(self.fd).st_size
 
+    @property
+    def has_name(self) -> bool:
+        """Tell whether it is a file that others can open, and alter; memory, and a file that was removed, are not."""
+        return os.fstat(self.fd).st_nlink > 0
+
     def write(self, data: Any, offset: int) -> None:
         """Write a contiguous buffer at `offset`; the block grows as needed. Thread-safe, releases the GIL.
 

@@ -7,6 +7,7 @@ those it has borrowed. Whoever makes batches need not know.
 from __future__ import annotations
 
 import itertools
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -29,6 +30,9 @@ from in_memory_datasets.store.block import CLOSED
 from in_memory_datasets.store.store import Store, make_report
 from in_memory_datasets.store.table import LOADED, RowTable, one_batch
 
+# So few rows of several tables are looked up one by one in less time than table by table.
+_FEW = 64
+
 
 class Joined:
     """Arrays that are read as one, along their first axis, without being copied together.
@@ -39,6 +43,8 @@ class Joined:
 
     def __init__(self, parts: Sequence[NDArray[Any]]) -> None:
         self.parts = tuple(parts)
+        self._row_size = math.prod(parts[0].shape[1:])
+        self._flat = [part.reshape(len(part), self._row_size) for part in parts]
         self._ends = list(itertools.accumulate(len(part) for part in parts))
         self._starts = [0, *self._ends[:-1]]
         self.shape = (self._ends[-1], *parts[0].shape[1:])
@@ -49,15 +55,19 @@ class Joined:
         return self._ends[-1]
 
     def take(self, numbers: NDArray[np.int64], axis: Literal[0], out: NDArray[Any], mode: Any) -> None:
-        """Copy some rows, of two dimensions or more in all, straight into `out`, which is contiguous."""
-        # One by one the few rows of a batch are found for less than by calls of numpy, and one call copies them all: of
-        # 32 pictures of 224 x 224, 28 us more than by the `take` of one array, which is 400 us (measured).
-        rows = []
-        for number in numbers.tolist():
-            part = bisect_right(self._ends, number)
-            rows.append(self.parts[part][number - self._starts[part]])
-        if rows:
-            np.concatenate(rows, axis=axis, out=out.reshape(-1, *self.shape[2:]))
+        """Copy some rows straight into `out`, which is contiguous."""
+        # In runs of one part, since most rows of a batch lie in the same one. A plain loop finds them: of 32 rows that
+        # costs a quarter of what calls of numpy do, whose code a batch of pictures has driven from the processor's
+        # cache. And rows are flat, since each run of pictures cost 5 us more in three dimensions (measured).
+        flat, start, first, end = out.reshape(len(out), self._row_size), 0, 0, 0
+        part = self._flat[0]
+        for stop, number in enumerate([*numbers.tolist(), -1]):
+            if first <= number < end:
+                continue
+            if start < stop:
+                part.take(numbers[start:stop] - first, axis, flat[start:stop], mode)
+            which = bisect_right(self._ends, number)
+            part, first, end, start = self._flat[which], self._starts[which], self._ends[which], stop
 
     def __getitem__(self, key: int | slice) -> NDArray[Any]:
         """View one row, or a run of rows of one part."""
@@ -84,6 +94,7 @@ class JoinedTable:
     def __init__(self, stores: Sequence[Store], row_numbers: Sequence[NDArray[np.int64]]) -> None:
         self._tables = [store.table for store in stores]
         self._ends = np.cumsum([0, *(table.num_rows for table in self._tables)])
+        self._starts: list[int] = self._ends[:-1].tolist()
         self._firsts = np.cumsum([0, *(table.num_unique for table in self._tables)])
         self.status: NDArray[np.uint8] = _joined([table.status for table in self._tables], np.uint8)
         self.row_numbers: NDArray[np.int64] = _joined(row_numbers, np.int64)
@@ -170,14 +181,18 @@ class JoinedTable:
         """Give one caption of each of some rows, as `RowTable.caption` does."""
         if self._only is not None:
             return self._only.caption(slots, numbers)
-        captions = [""] * len(slots)
-        for number, here, there in self._split(slots):
-            texts = self._tables[number].caption(there, None if numbers is None else numbers[here])
-            if len(here) == len(slots):
-                return texts
-            for place, text in zip(here.tolist(), texts, strict=True):
-                captions[place] = text
-        return captions
+        texts = [""] * len(slots)
+        if len(slots) <= _FEW:
+            chosen = itertools.repeat(0) if numbers is None else numbers.tolist()
+            for place, (slot, number) in enumerate(zip(slots.tolist(), chosen, strict=False)):
+                which = bisect_right(self._starts, slot) - 1
+                texts[place] = self._tables[which].caption_at(slot - self._starts[which], number)
+            return texts
+        for which, here, there in self._split(slots):
+            found = self._tables[which].caption(there, None if numbers is None else numbers[here])
+            for place, text in zip(here.tolist(), found, strict=True):
+                texts[place] = text
+        return texts
 
     def captions(self, slot: int) -> list[str]:
         """Give all captions of a row, in order."""
@@ -190,8 +205,8 @@ class JoinedTable:
         return table.source(there)
 
     def _find(self, slot: int) -> tuple[RowTable, int]:
-        number = int(np.searchsorted(self._ends, slot, side="right")) - 1
-        return self._tables[number], slot - int(self._ends[number])
+        number = bisect_right(self._starts, slot) - 1
+        return self._tables[number], slot - self._starts[number]
 
     def failures(self) -> list[Failure]:
         """Give every failure, by the row numbers of the user's dataset, ascending."""
