@@ -108,7 +108,9 @@ class Coordinator:
         self._num_rows = 0
         self._plan: ClusterPlan | None = None
         self._nodes: dict[str, _Node] = {}
-        self._hiring, self._homing = asyncio.Lock(), asyncio.Lock()
+        self._hiring: dict[str, asyncio.Future[_Node]] = {}
+        self._numbers = itertools.count()
+        self._homing = asyncio.Lock()
         self._parts: list[_Part] = []
         self._changed = asyncio.Condition()
         self._error: BaseException | None = None
@@ -154,24 +156,24 @@ class Coordinator:
     # Nodes
 
     async def _hire(self, node_id: str) -> _Node:
-        """Give a node, after starting its actor where it has none."""
+        """Give a node, after starting its actor where it has none; all nodes start theirs at once."""
         if (node := self._nodes.get(node_id)) is not None and node.is_alive:
             return node
-        async with self._hiring:
-            if (node := self._nodes.get(node_id)) is not None and node.is_alive:
-                return node
-            number = 1 + max((node.number for node in self._nodes.values()), default=-1)
-            job = f"cluster {self._token} {node_id}"
-            # Hard: another node's memory is of no use to this one's processes.
-            actor = NodeActor.options(  # type: ignore[attr-defined]
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-                **_named(f"{self._name} {node_id}" if self._name else ""),
-            ).remote(number, job, self._description.columns)
-            facts = await actor.facts.remote(self._description.request.memory_limit)
-            node = _Node(node_id, number, job, actor, facts)
-            self._nodes[node_id] = node
-            self._start(self._watch(node))
-            return node
+        if (hiring := self._hiring.get(node_id)) is None or hiring.done():
+            hiring = self._hiring[node_id] = asyncio.ensure_future(self._start_actor(node_id, next(self._numbers)))
+        return await asyncio.shield(hiring)  # others may wait for it too
+
+    async def _start_actor(self, node_id: str, number: int) -> _Node:
+        job = f"cluster {self._token} {node_id}"
+        # Hard: another node's memory is of no use to this one's processes.
+        actor = NodeActor.options(  # type: ignore[attr-defined]
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+            **_named(f"{self._name} {node_id}" if self._name else ""),
+        ).remote(number, job, self._description.columns)
+        facts = await actor.facts.remote(self._description.request.memory_limit)
+        node = self._nodes[node_id] = _Node(node_id, number, job, actor, facts)
+        self._start(self._watch(node))
+        return node
 
     async def _hire_all(self) -> list[_Node]:
         """Give all living nodes; one that is lost just now is left out."""
@@ -210,6 +212,7 @@ class Coordinator:
             raise LoadError(
                 "the cluster's coordinator ended during the load, with the rows that it alone had: load again"
             )
+        self._numbers = itertools.count(1 + max(node.number for node in self._nodes.values()))
         self._plan, self._num_rows = notes.plan, notes.plan.num_samples
         self._fractions, self._epoch, self._events = notes.fractions, max(notes.fractions), list(notes.events)
         self._description = replace(self._description, request=notes.request)
@@ -385,6 +388,10 @@ class Coordinator:
         for each in new:
             self._start(self._build(each))
 
+    @property
+    def _is_whole(self) -> bool:
+        return bool(self._parts) and all(part.built is not None for part in self._parts)
+
     async def _whole(self) -> None:
         """Wait until every part is held by a living node.
 
@@ -393,9 +400,7 @@ class Coordinator:
         """
         await self._recovered()
         async with self._changed:
-            await self._changed.wait_for(
-                lambda: self._error is not None or (self._parts and all(part.built for part in self._parts))
-            )
+            await self._changed.wait_for(lambda: self._error is not None or self._is_whole)
             if self._error is not None:
                 raise self._error
 
@@ -463,7 +468,7 @@ class Coordinator:
                     raise
                 await asyncio.sleep(_LOOK_SECONDS)  # a lender was lost, which its watch will see too
                 continue
-            if view == self._view(node, epoch, terms):
+            if self._is_whole and view == self._view(node, epoch, terms):  # and nothing was lost meanwhile
                 return view
 
     def _view(self, node: _Node, epoch: int, terms: Terms) -> NodeView:
@@ -529,10 +534,16 @@ class Coordinator:
 
     async def close(self) -> None:
         """End the actors of all nodes, and with them what nobody has mapped."""
-        for task in self._tasks:  # or the watches would have loaded again what is given up
-            task.cancel()
+        self._cancel()
+        await asyncio.gather(*self._hiring.values(), return_exceptions=True)  # whose actors nobody else would end
+        self._cancel()
         for node in self._nodes.values():
             ray.kill(node.actor)
+
+    def _cancel(self) -> None:
+        """End what is under way, or the watches would have loaded again what is given up."""
+        for task in self._tasks:
+            task.cancel()
 
 
 def _named(name: str) -> dict[str, Any]:
