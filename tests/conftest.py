@@ -46,6 +46,9 @@ def no_leaks() -> Iterator[None]:
     children = {child.pid for child in psutil.Process().children(recursive=True)}
     yield
     gc.collect()
+    for thread in threading.enumerate():  # what was just told to end, and closes its sockets before it does
+        if thread.name.startswith("in-memory-datasets"):
+            thread.join(2.0)
     left = {
         fd: name
         for fd, name in _descriptors().items()

@@ -78,7 +78,7 @@ def exchange(figures: Record) -> Section:
         sizes = [f"{row[name]:,.1f}" for name in ("borrowed_mb", "home_mb_of_node", "borrowed_mb_of_node")]
         cells.append([who, *sizes, _spread(row["seconds"], 2), *speeds, _spread(row["to_bare"], 2)])
         rates = [_spread(row[name], 0) for name in ("before_per_s", "meanwhile_per_s")]
-        others = _spread(row["meanwhile_to_before"], 2), _spread(row["request_ms"], 2), f"{row['handle_bytes']:,}"
+        others = _spread(row["meanwhile_to_before"], 2), _spread(row["request_ms"], 2)
         meanwhile.append([who, *rates, *others])
     heads = ["", "lent, MB", "at home on a node, MB", "borrowed by a node, MB", "s (range)", "MB/s (range)"]
     return Section(
@@ -92,7 +92,7 @@ def exchange(figures: Record) -> Section:
             "",
             *table([*heads, "bare copies, MB/s (range)", "of bare copies (range)"], cells),
             "What a rank of the first node reads in a second, before an exchange and during it; and what it takes to "
-            "ask another node for next to nothing, and to tell of its actor:",
+            "ask another node for next to nothing:",
             "",
             *table(
                 [
@@ -101,7 +101,6 @@ def exchange(figures: Record) -> Section:
                     "meanwhile",
                     "of before (range)",
                     "a request, ms (range)",
-                    "a handle, bytes",
                 ],
                 meanwhile,
             ),

@@ -135,7 +135,6 @@ def _measure(num_nodes: int, plan: Plan) -> Figures:
             "bare_mb_per_s": spread(turn.per_s / 1e6 for turn in turns["bare"]),
             "to_bare": ratio(turns["exchange"], turns["bare"]),
             "request_ms": spread(1e3 * each for each in ray.get(peers[0].ask.remote(peers[1], _NUM_REQUESTS))),
-            "handle_bytes": len(ray.cloudpickle.dumps(peers[0])),
             "before_per_s": spread(before for before, _ in meanwhile),
             "meanwhile_per_s": spread(during for _, during in meanwhile),
             "meanwhile_to_before": spread(during / before for before, during in meanwhile),

@@ -204,8 +204,8 @@ def division_bytes(setup: Setup) -> int:
     return len(json.dumps(division_of(setup).to_json()))
 
 
-def coordinator_bytes(setup: Setup, handle_bytes: int) -> float:
-    """Count the bytes that the coordinator sends in an epoch: divisions, and to each node handles of all others."""
+def coordinator_bytes(setup: Setup) -> float:
+    """Count the bytes that the coordinator sends in an epoch: divisions. Who lends is told when nodes change."""
     brought = setup.num_nodes * (1 + setup.ranks)
     told = setup.num_nodes * setup.ranks
-    return (brought + told) * division_bytes(setup) + brought * setup.num_nodes * handle_bytes
+    return float((brought + told) * division_bytes(setup))

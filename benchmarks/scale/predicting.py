@@ -56,7 +56,7 @@ def measure_model(plan: Plan, record: Mapping[str, Any]) -> Figures:
             for what, predicted, measured in _checks(plan, found, rates, views)
         ],
         "cases": [
-            _project(Setup(size, plan.num_modelled, num_bytes), rates, form, pair["handle_bytes"])
+            _project(Setup(size, plan.num_modelled, num_bytes), rates, form)
             for size in _SIZES
             for form, num_bytes in _STORED_BYTES.items()
         ],
@@ -132,7 +132,7 @@ def _checks(
     yield "loading what a lost node held, s", predicted, lost["restored_seconds"]["median"]
 
 
-def _project(setup: Setup, rates: Rates, form: str, handle_bytes: int) -> Figures:
+def _project(setup: Setup, rates: Rates, form: str) -> Figures:
     steps = model.load_seconds(setup, rates, decodes=form == "decoded")
     memory = model.memory_of_node(setup)
     epoch = model.epoch_seconds(setup)
@@ -151,7 +151,7 @@ def _project(setup: Setup, rates: Rates, form: str, handle_bytes: int) -> Figure
         "exchange_seconds_at_network": model.exchange_seconds(setup, model.NETWORK_BYTES_PER_S, rates.request_seconds),
         "memory_gb_of_node": {name: size / 1e9 for name, size in memory.items()},
         "calls": model.calls_of_epoch(setup),
-        "coordinator_mb": model.coordinator_bytes(setup, handle_bytes) / 1e6,
+        "coordinator_mb": model.coordinator_bytes(setup) / 1e6,
         "division_kb": model.division_bytes(setup) / 1e3,
         "state_kb": model.state_bytes(setup) / 1e3,
         "view_seconds": model.view_seconds(setup, rates),

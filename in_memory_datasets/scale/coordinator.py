@@ -124,6 +124,7 @@ class Coordinator:
             warnings.simplefilter("ignore")  # Ray is to call it otherwise some day
             self._is_started_again: bool = ray.get_runtime_context().was_current_actor_reconstructed
         self._recovery: asyncio.Task[None] | None = None
+        self._known_lenders: tuple[dict[int, Any], ray.ObjectRef[Any]] | None = None
         self._terms = Terms()  # on which views were last asked for: the next ones likely will be
 
     # Rows
@@ -460,9 +461,8 @@ class Coordinator:
         while True:
             await self._whole()
             view = self._view(node, epoch, terms)
-            lenders = {other.number: other.actor for other in self._nodes.values()}
             try:
-                await node.actor.borrow.remote(view, lenders, self._description.request)
+                await node.actor.borrow.remote(view, self._lenders(), self._description.request)
             except LOST:
                 if not node.is_alive:
                     raise
@@ -470,6 +470,13 @@ class Coordinator:
                 continue
             if self._is_whole and view == self._view(node, epoch, terms):  # and nothing was lost meanwhile
                 return view
+
+    def _lenders(self) -> ray.ObjectRef[Any]:
+        """Give the actors of all nodes by number, put where each node fetches them once, not with every call."""
+        actors = {node.number: node.actor for node in self._nodes.values()}
+        if self._known_lenders is None or actors != self._known_lenders[0]:
+            self._known_lenders = actors, ray.put(actors)
+        return self._known_lenders[1]
 
     def _view(self, node: _Node, epoch: int, terms: Terms) -> NodeView:
         pieces = tuple(part.built.piece for part in self._parts if part.built is not None and part.node is node)

@@ -39,6 +39,9 @@ def no_leaks() -> Iterator[None]:
     before = _blocks()
     yield
     gc.collect()
+    for thread in threading.enumerate():  # what was just told to end
+        if thread.name.startswith("in-memory-datasets"):
+            thread.join(2.0)
     threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("in-memory-datasets")]
     assert not (left := _blocks() - before), f"blocks left open: {left}"
     assert not threads, f"threads left running: {threads}"

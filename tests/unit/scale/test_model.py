@@ -88,7 +88,7 @@ def test_what_is_sent_is_the_division_itself() -> None:
     assert division.num_samples == 4_000
     assert sum(division.shares) == 4_000
     assert model.state_bytes(replace(SETUP, num_nodes=400)) > 30 * model.state_bytes(SETUP)
-    assert model.coordinator_bytes(SETUP, 1_000) == (4 * 3 + 4 * 2) * model.division_bytes(SETUP) + 4 * 3 * 4 * 1_000
+    assert model.coordinator_bytes(SETUP) == (4 * 3 + 4 * 2) * model.division_bytes(SETUP)
 
 
 def test_what_other_nodes_resume_is_what_was_left() -> None:
