@@ -422,7 +422,8 @@ class Coordinator:
 
     def _sum_up(self) -> ClusterReport:
         reports = [part.report for part in self._parts if part.report is not None]
-        nodes = {node.id: sum(p.num_rows for p in self._parts if p.node is node) for node in self._nodes.values()}
+        by_number = sorted(self._nodes.values(), key=lambda node: node.number)  # they have come in any order
+        nodes = {node.id: sum(p.num_rows for p in self._parts if p.node is node) for node in by_number}
         return sum_up(reports, nodes=nodes, events=tuple(self._events), seconds=self._seconds)
 
     # Serving
