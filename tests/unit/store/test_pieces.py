@@ -125,6 +125,28 @@ def test_more_or_fewer_samples_than_expected_are_refused() -> None:
             writer.add(parcel)
 
 
+@pytest.mark.parametrize("num_slots", [0, 1, 64, 65, 300])
+def test_captions_come_from_the_row_s_own_store(num_slots: int) -> None:
+    """Of few rows and of many, of rows with none, one or several captions, and by number: those that were put in."""
+    captions = [tuple(f"{number} of row {row}, ü" for number in range(row % 4)) for row in range(9)]
+    parts = [slice(0, 4), slice(4, 5), slice(5, 9)]
+    pieces = Pieces(
+        [make_store(IMAGE_SPEC, make_images(9)[part], captions=captions[part]) for part in parts],
+        [np.arange(part.start, part.stop) for part in parts],
+    )
+    draw = np.random.default_rng(num_slots)
+    slots = draw.integers(0, 9, num_slots)
+    numbers = draw.integers(0, 12, num_slots) % np.maximum(slots % 4, 1)
+    with pieces:
+        table = pieces.table
+        assert table.caption(slots) == [(*captions[slot], "")[0] for slot in slots]
+        expected = [
+            dict(enumerate(captions[slot])).get(number, "") for slot, number in zip(slots, numbers, strict=True)
+        ]
+        assert table.caption(slots, numbers) == expected
+        assert [table.captions(slot) for slot in range(9)] == [list(texts) for texts in captions]
+
+
 def test_rows_that_share_a_sample_are_parted_on_the_way() -> None:
     """Where rows of the pieces share samples, each row of a parcel has its own."""
     with StoreWriter(IMAGE_SPEC) as writer:
