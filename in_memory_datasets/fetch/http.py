@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import re
 import socket
 from importlib import metadata
@@ -246,12 +247,19 @@ def parse_url(address: str) -> URL:
         is_encoded = _PRINTABLE_ASCII.fullmatch(address) is not None
         scheme, colon, rest = address.partition(":")
         url = URL(f"{scheme.lower()}{colon}{rest}", encoded=is_encoded)
-        usable = url.scheme in ("http", "https") and bool(url.raw_host) and url.port is not None
+        usable = _is_usable(url) and url.port is not None
     except _NO_URL as error:
         raise AttemptFailed("bad_url", f"not a usable URL ({error})") from error
     if not usable:
         raise AttemptFailed("bad_url", "not a usable URL, expected http://host/path or https://host/path")
     return url
+
+
+def _is_usable(url: URL) -> bool:
+    host = url.raw_host or ""
+    if ":" in host:
+        ipaddress.ip_address(host)  # yarl takes "[:]" and "[1:2]", and would write them without their brackets
+    return url.scheme in ("http", "https") and bool(host)
 
 
 def _find_target(url: URL, location: str | None) -> URL:
@@ -260,7 +268,7 @@ def _find_target(url: URL, location: str | None) -> URL:
     try:
         is_encoded = _PRINTABLE_ASCII.fullmatch(location) is not None
         target = url.join(URL(location, encoded=is_encoded))
-        if target.scheme in ("http", "https") and target.raw_host:
+        if _is_usable(target):
             if target.origin() == url.origin() and target.user is None and url.user is not None:
                 target = target.with_user(url.user).with_password(url.password)
             return target.with_fragment(None)

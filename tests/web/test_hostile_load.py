@@ -199,6 +199,7 @@ IMAGES: dict[str, Case] = {
     "a URL without a host": ("http:///a.jpg", "bad_url"),
     "a URL of nothing": ("https://", "bad_url"),
     "a URL that is no URL": ("http://[::1/a.jpg", "bad_url"),
+    "a URL of an IPv6 address that is none": ("http://[127.0.0.1:80]/a.jpg", "bad_url"),
     "a URL with data": (data_url("image/jpeg", jpeg()), ""),
     "a URL with damaged data": ("data:image/jpeg;base64,/9j", "bad_url"),
     "a URL with a page in it": ("data:text/html,<html></html>", "not_media"),
