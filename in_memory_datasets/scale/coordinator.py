@@ -118,7 +118,6 @@ class Coordinator:
         self._events: list[str] = []
         self._began = time.monotonic()
         self._seconds = 0.0
-        self._epoch = 0
         self._fractions: dict[int, tuple[float, int]] = {0: (0.0, 0)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Ray is to call it otherwise some day
@@ -215,7 +214,7 @@ class Coordinator:
             )
         self._numbers = itertools.count(1 + max(node.number for node in self._nodes.values()))
         self._plan, self._num_rows = notes.plan, notes.plan.num_samples
-        self._fractions, self._epoch, self._events = notes.fractions, max(notes.fractions), list(notes.events)
+        self._fractions, self._events = notes.fractions, list(notes.events)
         self._description = replace(self._description, request=notes.request)
         self._parts = [
             _Part(built.piece.start, built.piece.stop, node, built, built.report, built.piece.version)
@@ -437,19 +436,23 @@ class Coordinator:
         """Divide the samples anew from an epoch on, and begin to bring them where they will be served."""
         await self._whole()
         self._fractions[epoch] = fraction, seed
-        self._epoch = epoch
         await self._remember()
         for node in list(self._nodes.values()):
             if node.is_alive:
                 self._start(self._bring_ahead(node, epoch, self._terms))
 
-    async def view(self, node_id: str, epoch: int | None, terms: Terms) -> NodeView:
-        """Give what a node serves in an epoch, or now, when all of it is there."""
+    async def view(self, node_id: str, epoch: int | None, terms: Terms, brings: bool) -> NodeView:
+        """Give what a node serves in an epoch, None the last one that is known of; `brings`: when all of it is there."""
         await self._whole()
-        self._terms = replace(terms, past=())
+        if terms.node_ids:
+            self._terms = replace(terms, past=())
         for each in terms.node_ids:
             await self._hire(each)
-        return await self._bring(await self._hire(node_id), self._epoch if epoch is None else epoch, terms)
+        node, epoch = await self._hire(node_id), max(self._fractions) if epoch is None else epoch
+        if brings:
+            return await self._bring(node, epoch, terms)
+        await self._whole()
+        return self._view(node, epoch, terms)
 
     async def _bring_ahead(self, node: _Node, epoch: int, terms: Terms) -> None:
         """Begin with what will be asked for; what goes wrong is raised to who asks for it, and told until then."""

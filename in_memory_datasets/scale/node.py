@@ -168,10 +168,10 @@ class NodeActor:
         request = replace(request, reader=self._reader(start, blocks), progress=self._tell)
         mended, effort = retry(request, store, attempt=piece.version, reasons=reasons)
         if mended is not store:
+            # The one before is let go of, not closed: somebody may just be lent from it.
             with self._changed:
                 del self._stores[piece]
                 piece, mended = self._keep(replace(piece, version=piece.version + 1), mended)
-            store.close()
         return self._note(
             Built(piece, _report_of(mended, effort, start), _failed(mended, start, request), attached=False)
         )

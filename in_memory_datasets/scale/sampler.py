@@ -61,7 +61,8 @@ class ShardSampler(ResumableSampler["list[int]"]):
         self._follower = share
         share.terms = terms
         self._is_resumed = False
-        self._tell_dataset(0)
+        self._expected: Division | None = None  # what is dealt next, where the node does not serve it yet
+        self._expect(0)
         if self._num_samples < num_replicas:
             raise ConfigError(
                 f"{self._num_samples:,} samples for {num_replicas:,} ranks: each needs at least one in every epoch"
@@ -69,11 +70,18 @@ class ShardSampler(ResumableSampler["list[int]"]):
 
     @property
     def _division(self) -> Division:
-        return self._follower.shown.division
+        return self._follower.shown.division if self._expected is None else self._expected
 
     def _tell_dataset(self, epoch: int) -> None:
         super()._tell_dataset(epoch)
+        self._expected = None
         self._num_samples = self._division.homes.num_samples
+
+    def _expect(self, epoch: int) -> None:
+        """Learn who serves what in an epoch; the samples are brought when the first one is drawn."""
+        self._expected = self._follower.look(epoch).division
+        self._num_samples = self._expected.homes.num_samples
+        self._told = -1
 
     def __len__(self) -> int:
         """Count the batches of this rank, and of every other, in a whole epoch."""
@@ -90,14 +98,15 @@ class ShardSampler(ResumableSampler["list[int]"]):
 
     def _share(self, seed: int, epoch: int, start: int) -> _RankShare:
         if self._follower.terms.past and not self._is_resumed:  # that pass was the rest of the epoch, this is a whole
-            self._take_up(epoch, ())
+            self._follower.terms = replace(self._follower.terms, past=())
+            self._tell_dataset(epoch)
         self._is_resumed = False
         return _RankShare(self._division, self.rank, start, seed if self.shuffle else None)
 
     def _take_up(self, epoch: int, past: tuple[Past, ...]) -> None:
-        """Serve what is left of an epoch after all that."""
+        """Turn to what is left of an epoch after all that."""
         self._follower.terms = replace(self._follower.terms, past=past)
-        self._tell_dataset(epoch)
+        self._expect(epoch)
 
     def _state(self, epoch: int, consumed: int) -> dict[str, Any]:
         """Give the state when each rank has had so many batches of what the division deals."""

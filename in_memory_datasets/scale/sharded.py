@@ -219,7 +219,7 @@ class ShardedDataset(Generic[DatasetT]):
         `set_epoch` follows when they were divided anew, also in worker processes.
 
         Args:
-            epoch: Which one; None takes the one that `reshuffle` named last, or 0.
+            epoch: Which one; None takes the latest that `reshuffle` named, or 0.
 
         Raises:
             StoreError: The node's samples cannot be attached to.
@@ -231,7 +231,7 @@ class ShardedDataset(Generic[DatasetT]):
         cls, serving = made
         ask = functools.partial(_ask_view, self._coordinator, ray.get_runtime_context().get_node_id())
         share = NodeShare(Board(), ask)
-        share.show(ask(epoch, share.terms))
+        share.show(ask(epoch, share.terms, True))
         return cls._of_share(self._description.request, serving, share)
 
     def sampler(
@@ -378,8 +378,8 @@ def _get(ref: Any) -> Any:
         ) from error
 
 
-def _ask_view(coordinator: Any, node_id: str, epoch: int | None, terms: Terms) -> NodeView:
-    view: NodeView = _get(coordinator.view.remote(node_id, epoch, terms))
+def _ask_view(coordinator: Any, node_id: str, epoch: int | None, terms: Terms, brings: bool) -> NodeView:
+    view: NodeView = _get(coordinator.view.remote(node_id, epoch, terms, brings))
     return view
 
 

@@ -200,14 +200,14 @@ class NodeShare:
 
     Args:
         board: Where the node's view stands.
-        ask: Gives the view of an epoch on some terms, and waits until all of it is there; None in worker processes,
-            which only follow.
+        ask: Gives the view of an epoch on some terms, and where it is told so has all of it brought here first; None in
+            worker processes, which only follow.
 
     Attributes:
         terms: On what terms samples are asked for.
     """
 
-    def __init__(self, board: Board, ask: Callable[[int, Terms], NodeView] | None = None) -> None:
+    def __init__(self, board: Board, ask: Callable[[int, Terms, bool], NodeView] | None = None) -> None:
         reduction.ForkingPickler.register(NodeShare, _reduce_to_handle)
         self.board = board
         self._ask = ask
@@ -229,7 +229,12 @@ class NodeShare:
     def set_epoch(self, epoch: int) -> None:
         """Serve what the node does in an epoch; waits until it is there."""
         if self._ask is not None:
-            self.show(self._ask(epoch, self.terms))
+            self.show(self._ask(epoch, self.terms, True))
+
+    def look(self, epoch: int) -> NodeView:
+        """Give what would be served in an epoch, without having it brought."""
+        assert self._ask is not None
+        return self._ask(epoch, self.terms, False)
 
     def current(self, known: int) -> tuple[int, Pieces, NDArray[np.int64]] | None:
         """Give what is served now, see `training.share.Share`.

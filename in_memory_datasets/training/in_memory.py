@@ -381,6 +381,7 @@ class InMemoryDataset(Dataset[Any], Generic[ServingT]):
             self._turns.set_epoch(epoch)
         if self._share is not None:
             self._share.set_epoch(epoch)
+            self._follow(self._share)  # now: what it attaches to here, worker processes find too
 
     def retry_failed(self, *, reasons: Collection[str] | None = None) -> LoadReport:
         """Load again only what failed, put it in its place, and return the new report.

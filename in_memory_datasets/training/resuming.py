@@ -58,7 +58,7 @@ class ResumableSampler(Sampler[UnitT], Generic[UnitT]):
         self._epoch = 0
         self._loaded: int | None = None  # a position that was loaded and from which nothing has been drawn yet
         self._asked: int | None = None  # an epoch that set_epoch asked for and from which nothing has been drawn yet
-        self._told: int | None = None  # the epoch that the dataset was told
+        self._told: int | None = None  # the epoch that the dataset was told; -1 where it is yet to be told
         self._tally: _Tally[UnitT] | None = None  # of the pass that began last
 
     @abstractmethod
@@ -93,6 +93,10 @@ class ResumableSampler(Sampler[UnitT], Generic[UnitT]):
         if tell is not None:
             tell(epoch)
         self._told = epoch
+
+    def _expect(self, epoch: int) -> None:
+        """Turn to an epoch of which nothing is drawn yet."""
+        self._tell_dataset(epoch)
 
     def state_dict(self) -> dict[str, int]:
         """Give the position as a few numbers, the same on every rank that has taken as many steps.
@@ -136,7 +140,7 @@ class ResumableSampler(Sampler[UnitT], Generic[UnitT]):
             )
         seed, epoch = _whole("seed", state["seed"], stop=2**64), _whole("epoch", state["epoch"])
         consumed = _whole("consumed", state["consumed"], stop=num_samples + 1)
-        self._tell_dataset(epoch)
+        self._expect(epoch)
         self.seed, self._epoch, self._loaded, self._tally = seed, epoch, consumed, None
 
     def _begin(self) -> _Tally[UnitT]:

@@ -22,10 +22,13 @@ class Shard:
 
     def __init__(self, counts: tuple[int, ...], node: int, fraction: float) -> None:
         self.counts, self.node, self.fraction = counts, node, fraction
+        self.brought: list[int] = []
         self.share = NodeShare(Board(), self.ask)
-        self.share.show(self.ask(0, self.share.terms))
+        self.share.show(self.ask(0, self.share.terms, False))
 
-    def ask(self, epoch: int, terms: Terms) -> NodeView:
+    def ask(self, epoch: int, terms: Terms, brings: bool) -> NodeView:
+        if brings:
+            self.brought.append(epoch)
         ranks = None
         if terms.node_ids:
             ranks = Ranks(tuple(NODES[each] for each in terms.node_ids), terms.batch_size, terms.drop_last)
@@ -147,6 +150,30 @@ def test_a_state_is_resumed_by_other_nodes_and_ranks_more_than_once(jobs: ExitSt
     assert state is not None
     assert state["consumed"] == 60
     assert rows_of(job.take()) == list(range(60))  # the pass after that is a whole one
+
+
+@pytest.mark.parametrize(("counts", "nodes"), [((30, 30), "ab"), ((20, 20, 20), "abc")])
+def test_nothing_is_brought_before_it_is_known_what_is_served(
+    jobs: ExitStack, counts: tuple[int, ...], nodes: str
+) -> None:
+    """A sampler that is made, and one that a state is loaded into, have only what the next pass serves brought."""
+    before = start(jobs, (30, 30), "ab", 4)
+    assert [len(sampler) for sampler in before.samplers] == [8, 8]
+    assert [shard.brought for shard in before.shards] == [[], []]
+    for sampler in before.samplers:
+        sampler.set_epoch(3)
+    before.take(2)
+    after = start(jobs, counts, nodes, 4)
+    for sampler in after.samplers:
+        sampler.load_state_dict(before.samplers[0].state_dict())
+        sampler.set_epoch(4)
+    assert {tuple(shard.brought) for shard in after.shards} == {(4,)}
+    for sampler in after.samplers:
+        sampler.load_state_dict(before.samplers[0].state_dict())
+    assert {tuple(shard.brought) for shard in after.shards} == {(4,)}
+    assert len(rows_of(after.take())) == 44
+    assert {tuple(shard.brought) for shard in after.shards} == {(4, 3)}
+    assert len(rows_of(after.take())) == 60
 
 
 def test_states_of_something_else_are_refused(jobs: ExitStack) -> None:
