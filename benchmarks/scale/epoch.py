@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -66,11 +67,14 @@ class Rank:
 
 
 def _one_epoch_of_each(loaders: dict[str, Any]) -> dict[str, float]:
-    """Give the seconds of an epoch of each; they take turns batch by batch, since a machine is not even for longer."""
+    """Give the seconds of an epoch of each; they take turns batch by batch, since a machine is not even for longer.
+
+    In an order that is drawn anew each time: who always came after the same one was slower or faster by that.
+    """
     ways = [(name, iter(loader)) for name, loader in loaders.items()]
-    seconds = dict.fromkeys(loaders, 0.0)
-    for number in range(min(map(len, loaders.values()))):
-        for name, batches in ways[number % len(ways) :] + ways[: number % len(ways)]:
+    seconds, draw = dict.fromkeys(loaders, 0.0), random.Random(7)
+    for _ in range(min(map(len, loaders.values()))):
+        for name, batches in draw.sample(ways, len(ways)):
             started = time.perf_counter()
             next(batches)
             seconds[name] += time.perf_counter() - started

@@ -442,7 +442,7 @@ class Coordinator:
                 self._start(self._bring_ahead(node, epoch, self._terms))
 
     async def view(self, node_id: str, epoch: int | None, terms: Terms, brings: bool) -> NodeView:
-        """Give what a node serves in an epoch, None the last one that is known of; `brings`: when all of it is there."""
+        """Give what a node serves in an epoch, None for the latest known; with `brings`, when all of it is there."""
         await self._whole()
         if terms.node_ids:
             self._terms = replace(terms, past=())

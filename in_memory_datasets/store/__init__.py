@@ -8,7 +8,7 @@ from in_memory_datasets.store.layout import HEADER_BYTES
 from in_memory_datasets.store.live import LiveStore, is_alive
 from in_memory_datasets.store.manifest import spec_to_json
 from in_memory_datasets.store.opening import open_store
-from in_memory_datasets.store.pieces import Joined, Pieces
+from in_memory_datasets.store.pieces import Joined, Pieces, copier
 from in_memory_datasets.store.places import Placed, Places
 from in_memory_datasets.store.ranks import find_store, share_store
 from in_memory_datasets.store.residency import bring_in, count_resident, lock, lockable_bytes
@@ -35,6 +35,7 @@ __all__ = [
     "attach_or_build",
     "bring_in",
     "cache",
+    "copier",
     "count_resident",
     "disk_errors",
     "find_store",

@@ -18,7 +18,7 @@ from in_memory_datasets.errors import StoreError
 from in_memory_datasets.schema import AudioSpec, ImageSpec
 from in_memory_datasets.store.block import Block
 from in_memory_datasets.store.layout import HEADER_BYTES, pack_header
-from in_memory_datasets.store.pieces import Pieces
+from in_memory_datasets.store.pieces import Pieces, copier
 from in_memory_datasets.store.store import ROWS, SAMPLES, NewFiles, Store, checksum, save_store
 from in_memory_datasets.store.table import LOADED, TableWriter, numbers_of, one_batch
 
@@ -66,7 +66,7 @@ def cut_parcel(pieces: Store | Pieces, slots: NDArray[np.int64]) -> Parcel:
         num_frames = np.where(is_loaded, pieces.clip_places(numbers)[1], 0)
     if pieces.images is not None and is_loaded.all():
         images = np.empty((len(slots), *pieces.images.shape[1:]), np.uint8)
-        pieces.images.take(numbers, axis=0, out=images, mode="clip")
+        copier(pieces.images, numbers, images)(slice(0, len(slots)))
         sizes = np.full(len(slots), images[:1].nbytes, np.int64)
         return Parcel(table.records(slots), sizes, num_frames, images.reshape(-1))
     samples = [pieces.sample_at(number) for number in numbers[is_loaded].tolist()]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from in_memory_datasets.errors import MemoryLimitError
 from in_memory_datasets.memory import free_memory
 from in_memory_datasets.schema import format_bytes
-from in_memory_datasets.store import Joined
+from in_memory_datasets.store import Joined, copier
 from in_memory_datasets.training.buffers import BufferPool
 from in_memory_datasets.training.crew import Crew
 from in_memory_datasets.training.ring import ring_of_worker
@@ -42,13 +42,8 @@ class HostMedia:
     def images(self, numbers: torch.Tensor) -> torch.Tensor:
         """Copy images, (B, H, W, 3), into a buffer; by the numbers of the samples, int64 (B,), repeats allowed."""
         batch = self.empty((len(numbers), *self.samples.shape[1:]), torch.uint8)
-        wanted, target = numbers.numpy(), batch.numpy()
-
-        def copy(part: slice) -> None:
-            # the default mode would copy through a second buffer
-            self.samples.take(wanted[part], axis=0, out=target[part], mode="clip")
-
-        self.crew.share(copy, num_items=len(wanted), num_bytes=batch.nbytes)
+        copy = copier(self.samples, numbers.numpy(), batch.numpy())
+        self.crew.share(copy, num_items=len(numbers), num_bytes=batch.nbytes)
         return batch
 
     def clips(self, starts: Sequence[int], lengths: Sequence[int], num_frames: int) -> torch.Tensor:

@@ -191,15 +191,22 @@ def test_pieces_are_pickled_with_their_data(kind: str) -> None:
         assert again.table.row_numbers.tolist() == list(range(100, 109))
 
 
-def test_joined_arrays_are_read_as_one() -> None:
-    """Rows and runs of several arrays are those of one; a run lies within one of them."""
-    parts = [np.arange(12).reshape(4, 3), np.arange(12, 18).reshape(2, 3)]
+@pytest.mark.parametrize("lengths", [(4, 2), (2, 4), (1, 1, 3, 1)])
+def test_joined_arrays_are_read_as_one(lengths: tuple[int, ...]) -> None:
+    """Rows and runs of several arrays are those of one, whichever is the largest; a run lies within one of them."""
+    parts = np.split(np.arange(18).reshape(6, 3), np.cumsum(lengths)[:-1])
     joined, whole = Joined(parts), np.concatenate(parts)
     assert (len(joined), joined.shape, joined.nbytes) == (6, (6, 3), whole.nbytes)
     out = np.empty((5, 3), whole.dtype)
-    for numbers in ([0, 5, 2, 4, 0], [3, 2, 1, 0, 0], [5, 4, 5, 4, 5]):
-        joined.take(np.array(numbers), axis=0, out=out, mode="clip")
-        assert (out == whole[numbers]).all()
+    for numbers in ([0, 5, 2, 4, 0], [3, 2, 1, 0, 0], [5, 4, 5, 4, 5], [1, 2, 3, 4, 5]):
+        for cut in range(6):
+            out[:] = -1
+            copy = joined.copier(np.array(numbers), out)
+            copy(slice(cut, 5))
+            assert (out[:cut] == -1).all()
+            copy(slice(0, cut))
+            assert (out == whole[numbers]).all()
     assert (joined[4] == whole[4]).all()
-    assert (joined[4:6] == whole[4:6]).all()
+    start, stop = sum(lengths[:-1]), sum(lengths)
+    assert (joined[start:stop] == whole[start:stop]).all()
     assert joined[6:6].shape == joined[4:4].shape == (0, 3)
