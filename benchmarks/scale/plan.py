@@ -30,7 +30,7 @@ class Plan:
     build: Path
     num_nodes: tuple[int, ...] = (1, 2, 4)
     exchanging: tuple[int, ...] = (2, 4)
-    num_photos: int = 1_000
+    num_photos: int = 3_000
     num_served: int = 4_000
     num_exchanged: int = 4_000
     num_lost: int = 2_000

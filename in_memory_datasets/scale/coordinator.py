@@ -169,11 +169,15 @@ class Coordinator:
         actor = NodeActor.options(  # type: ignore[attr-defined]
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
             **_named(f"{self._name} {node_id}" if self._name else ""),
-        ).remote(number, job, self._description.columns)
+        ).remote(number, job, self._description.columns, self._description.request.spec)
         facts = await actor.facts.remote(self._description.request.memory_limit)
         node = self._nodes[node_id] = _Node(node_id, number, job, actor, facts)
         self._start(self._watch(node))
         return node
+
+    async def hire(self) -> None:
+        """Start the actors of all nodes, while rows are still on their way here."""
+        await self._hire_all()
 
     async def _hire_all(self) -> list[_Node]:
         """Give all living nodes; one that is lost just now is left out."""

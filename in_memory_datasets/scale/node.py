@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
 from collections import OrderedDict, deque
@@ -21,7 +22,7 @@ from in_memory_datasets.rows import ColumnSpec, RowReader, open_rows
 from in_memory_datasets.scale.blocks import BlockRows, RowBlock
 from in_memory_datasets.scale.planning import ClusterPlan, Facts
 from in_memory_datasets.scale.view import NodeView, Parts, Piece, guests_key, slots_of_rows
-from in_memory_datasets.schema import Effort, LoadReport, format_bytes, parse_bytes
+from in_memory_datasets.schema import AudioSpec, Effort, ImageSpec, LoadReport, format_bytes, parse_bytes
 from in_memory_datasets.store import FAILED, Store, find_store, share_store
 from in_memory_datasets.store.parcels import Parcel, ParcelWriter, cut_parcel
 from in_memory_datasets.store.pieces import Pieces
@@ -80,9 +81,12 @@ class NodeActor:
         number: Which node this is.
         job: What the processes of the node have in common.
         columns: How the user named the columns.
+        spec: What samples are turned into.
     """
 
-    def __init__(self, number: int, job: str, columns: tuple[ColumnSpec, ColumnSpec]) -> None:
+    def __init__(
+        self, number: int, job: str, columns: tuple[ColumnSpec, ColumnSpec], spec: ImageSpec | AudioSpec
+    ) -> None:
         self._number = number
         self._job = job
         self._columns = columns
@@ -93,6 +97,8 @@ class NodeActor:
         self._notes: Notes | None = None
         self._guests: OrderedDict[str, Store] = OrderedDict()
         self._fetching: dict[str, threading.Lock] = {}
+        if isinstance(spec, ImageSpec):  # what resizes takes a second to import: now, while rows are still on their way
+            threading.Thread(target=importlib.import_module, args=("torch",), daemon=True).start()
 
     def _tell(self, num_more: int) -> None:
         self._num_done += num_more

@@ -150,6 +150,7 @@ def _start(order: _Order, name: str | None) -> Any:
 
 def _hand_over_rows(coordinator: Any, order: _Order, *, only_some: bool = False) -> None:
     """Have the cluster read the rows, or send them; only the first where their number is known and that will do."""
+    coordinator.hire.remote()  # who will want the actors waits for them, and is told what goes wrong
     if order.source is not None:
         _get(coordinator.read_rows.remote(order.source, order.max_samples))
     else:
