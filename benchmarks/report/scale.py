@@ -33,9 +33,10 @@ def load(figures: Record) -> Section:
             f"{figures['num_pictures']:,} pictures to 224×224, in the rows or from a server "
             f"{figures['latency_ms']:.0f} ms away. All nodes are on this machine and share its cores: what is to be "
             "seen is what a cluster adds, and more nodes bring nothing. Speed is over handing the rows over and "
-            "loading; what else the start of the actors takes, a process on each node that starts while rows are handed "
-            f"over, is told apart, and the cluster itself runs already. The first {figures['num_first']} pictures of an actor take it "
-            f"{_spread(figures['first_seconds'], 2)} s. {count(figures['repeats'], 'repeat')}, in turn.",
+            "loading; what else the start of the actors takes, a process on each node that starts while rows are "
+            "handed over, is told apart, and the cluster itself runs already. "
+            f"The first {figures['num_first']} pictures of an actor take it {_spread(figures['first_seconds'], 2)} s. "
+            f"{count(figures['repeats'], 'repeat')}, in turn.",
             "",
             *table(heads, cells, num_text=2),
         ]

@@ -153,7 +153,7 @@ class _Epochs:
         """Bring everywhere what is served in the next epoch; the samples of a turn are the bytes that are lent."""
         self._epoch += 1
         coordinator, started = self._held._coordinator, time.perf_counter()
-        views = ray.get([coordinator.view.remote(node, self._epoch, self._terms) for node in self._nodes])
+        views = ray.get([coordinator.view.remote(node, self._epoch, self._terms, True) for node in self._nodes])
         seconds = time.perf_counter() - started
         self.num_bytes = DECODED_BYTES * sum(len(view.parts().foreign) for view in views)
         return Turn(self.num_bytes, seconds)
