@@ -14,38 +14,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnschedulableError, RayActorError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from in_memory_datasets.build import LoadRequest
 from in_memory_datasets.errors import LoadError
 from in_memory_datasets.rows import ColumnSpec
 from in_memory_datasets.scale.blocks import BlockRows, RowBlock, part_of
 from in_memory_datasets.scale.division import Division, Homes, Ranks, divide
-from in_memory_datasets.scale.node import Built, NodeActor, Notes
-from in_memory_datasets.scale.planning import ClusterPlan, Facts, NodePlan, lay_out, plan_cluster
+from in_memory_datasets.scale.node import Built, Notes
+from in_memory_datasets.scale.nodes import LOST, Node, Nodes
+from in_memory_datasets.scale.planning import ClusterPlan, NodePlan, lay_out, plan_cluster
 from in_memory_datasets.scale.reporting import ClusterReport, sum_up
 from in_memory_datasets.scale.view import NodeView, Terms
 from in_memory_datasets.schema import LoadReport
 
-NAMESPACE = "in-memory-datasets"
-
-# What is raised of an actor that has ended; the second where its node is gone for good.
-LOST = (RayActorError, ActorUnschedulableError)
-
 _LOOK_SECONDS = 0.5  # between two looks for a node that may take over what was lost
-
-
-@dataclass(eq=False)
-class _Node:
-    """A node, and what is known of it."""
-
-    id: str
-    number: int
-    job: str
-    actor: Any
-    facts: Facts
-    is_alive: bool = True
 
 
 @dataclass(eq=False)
@@ -64,7 +46,7 @@ class _Part:
 
     start: int
     stop: int
-    node: _Node | None = None
+    node: Node | None = None
     built: Built | None = None
     report: LoadReport | None = None
     version: int = 0
@@ -102,14 +84,13 @@ class Coordinator:
     """
 
     def __init__(self, name: str, token: str, description: Description) -> None:
-        self._name, self._token, self._description = name, token, description
+        self._description = description
         self._numbered: dict[int, RowBlock] = {}
         self._blocks: list[RowBlock] = []
         self._num_rows = 0
         self._plan: ClusterPlan | None = None
-        self._nodes: dict[str, _Node] = {}
-        self._hiring: dict[str, asyncio.Future[_Node]] = {}
-        self._numbers = itertools.count()
+        request = description.request
+        self._nodes = Nodes(name, token, description.columns, request.spec, request.memory_limit, self._begin_with)
         self._homing = asyncio.Lock()
         self._parts: list[_Part] = []
         self._changed = asyncio.Condition()
@@ -123,7 +104,6 @@ class Coordinator:
             warnings.simplefilter("ignore")  # Ray is to call it otherwise some day
             self._is_started_again: bool = ray.get_runtime_context().was_current_actor_reconstructed
         self._recovery: asyncio.Task[None] | None = None
-        self._known_lenders: tuple[dict[int, Any], ray.ObjectRef[Any]] | None = None
         self._terms = Terms()  # on which views were last asked for: the next ones likely will be
 
     # Rows
@@ -155,38 +135,9 @@ class Coordinator:
 
     # Nodes
 
-    async def _hire(self, node_id: str) -> _Node:
-        """Give a node, after starting its actor where it has none; all nodes start theirs at once."""
-        if (node := self._nodes.get(node_id)) is not None and node.is_alive:
-            return node
-        if (hiring := self._hiring.get(node_id)) is None or hiring.done():
-            hiring = self._hiring[node_id] = asyncio.ensure_future(self._start_actor(node_id, next(self._numbers)))
-        return await asyncio.shield(hiring)  # others may wait for it too
-
-    async def _start_actor(self, node_id: str, number: int) -> _Node:
-        job = f"cluster {self._token} {node_id}"
-        # Hard: another node's memory is of no use to this one's processes.
-        actor = NodeActor.options(  # type: ignore[attr-defined]
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-            **_named(f"{self._name} {node_id}" if self._name else ""),
-        ).remote(number, job, self._description.columns, self._description.request.spec)
-        facts = await actor.facts.remote(self._description.request.memory_limit)
-        node = self._nodes[node_id] = _Node(node_id, number, job, actor, facts)
-        self._start(self._watch(node))
-        return node
-
     async def hire(self) -> None:
         """Start the actors of all nodes, while rows are still on their way here."""
-        await self._hire_all()
-
-    async def _hire_all(self) -> list[_Node]:
-        """Give all living nodes; one that is lost just now is left out."""
-        ids = [node["NodeID"] for node in await _living_nodes()]
-        hired = await asyncio.gather(*(self._hire(node_id) for node_id in ids), return_exceptions=True)
-        for one in hired:
-            if isinstance(one, BaseException) and not isinstance(one, LOST):
-                raise one
-        return [one for one in hired if isinstance(one, _Node)]
+        await self._nodes.hire_all()
 
     async def _recovered(self) -> None:
         """Know again what was known before, where this actor was started again."""
@@ -197,17 +148,7 @@ class Coordinator:
 
     async def _recover(self) -> None:
         """Ask all nodes what they hold; what only this actor had is the rows."""
-        recalled = []
-        for living in await _living_nodes():
-            node_id = living["NodeID"]
-            try:
-                actor = ray.get_actor(f"{self._name} {node_id}", namespace=NAMESPACE)
-                number, job, built, notes = await actor.recall.remote()
-                facts = await actor.facts.remote(self._description.request.memory_limit)
-            except (ValueError, *LOST):  # it has none, or is about to have none
-                continue
-            node = self._nodes[node_id] = _Node(node_id, number, job, actor, facts)
-            recalled += [(one, node, notes) for one in built]
+        recalled = await self._nodes.recall()
         recalled.sort(key=lambda each: each[0].piece.start)
         notes = next((notes for _, _, notes in recalled if notes is not None), None)
         ends = [0, *(built.piece.stop for built, _, _ in recalled)]
@@ -216,7 +157,6 @@ class Coordinator:
             raise LoadError(
                 "the cluster's coordinator ended during the load, with the rows that it alone had: load again"
             )
-        self._numbers = itertools.count(1 + max(node.number for node in self._nodes.values()))
         self._plan, self._num_rows = notes.plan, notes.plan.num_samples
         self._fractions, self._events = notes.fractions, list(notes.events)
         self._description = replace(self._description, request=notes.request)
@@ -225,15 +165,14 @@ class Coordinator:
             for built, node, _ in recalled
         ]
         self._note("the coordinator ended, and was told by the nodes what they hold")
-        for node in self._nodes.values():
-            self._start(self._watch(node))
+        for node in self._nodes:
+            self._begin_with(node)
 
     async def _remember(self) -> None:
         """Give every node a copy of what this actor alone knows."""
         assert self._plan is not None
         notes = Notes(self._plan, self._description.request, self._fractions, tuple(self._events))
-        nodes = [node for node in self._nodes.values() if node.is_alive]
-        told = [node.actor.remember.remote(notes) for node in nodes]
+        told = [node.actor.remember.remote(notes) for node in self._nodes.living]
         await asyncio.gather(*told, return_exceptions=True)  # who has ended knows nothing anyway
 
     def _start(self, work: Any) -> None:
@@ -250,7 +189,10 @@ class Coordinator:
                 self._error = self._error or error
                 self._changed.notify_all()
 
-    async def _watch(self, node: _Node) -> None:
+    def _begin_with(self, node: Node) -> None:
+        self._start(self._watch(node))
+
+    async def _watch(self, node: Node) -> None:
         """See that what a node holds is held, as long as the node is there; and that others load it then."""
         while node.is_alive:
             try:
@@ -267,7 +209,7 @@ class Coordinator:
                 for part in held:
                     self._start(self._build(part))
 
-    def _lose(self, node: _Node) -> None:
+    def _lose(self, node: Node) -> None:
         if node.is_alive:
             node.is_alive = False
             num_rows = sum(part.num_rows for part in self._parts if part.node is node)
@@ -283,7 +225,7 @@ class Coordinator:
         await self._recovered()
         if self._plan is not None:
             return self._plan
-        nodes = await self._hire_all()
+        nodes = await self._nodes.hire_all()
         sample = [] if not self._blocks else await _first_rows.remote(self._blocks[0])
         request, columns = self._description.request, self._description.columns
         plans = [NodePlan(node.id, node.facts) for node in nodes]
@@ -346,7 +288,7 @@ class Coordinator:
         is_told = False
         while True:
             async with self._homing:  # one after the other, since each leaves less room
-                room = {node: await self._room(node) for node in await self._hire_all()}
+                room = {node: await self._room(node) for node in await self._nodes.hire_all()}
                 if self._place(part, room):
                     return
             if not is_told:
@@ -354,7 +296,7 @@ class Coordinator:
                 is_told = True
             await asyncio.sleep(_LOOK_SECONDS)
 
-    async def _room(self, node: _Node) -> int:
+    async def _room(self, node: Node) -> int:
         """Count the rows that a node has room for, beside those it has or will have."""
         try:
             node.facts = await node.actor.facts.remote(self._description.request.memory_limit)
@@ -366,7 +308,7 @@ class Coordinator:
         assert self._plan is not None
         return max(0, int(free / self._plan.bytes_per_sample) - expected)
 
-    def _place(self, part: _Part, room: dict[_Node, int]) -> bool:
+    def _place(self, part: _Part, room: dict[Node, int]) -> bool:
         """Choose who loads a lost part; tell whether there is anybody."""
         holders = {other.node for other in self._parts if other is not part}
         roomy = [node for node, num_rows in room.items() if num_rows >= part.num_rows]
@@ -382,7 +324,7 @@ class Coordinator:
             return False
         return True
 
-    def _cut(self, part: _Part, counts: Sequence[int], nodes: Iterable[_Node]) -> None:
+    def _cut(self, part: _Part, counts: Sequence[int], nodes: Iterable[Node]) -> None:
         place, start, new = self._parts.index(part), part.start, []
         for node, count in zip(nodes, counts, strict=True):
             if count:
@@ -410,7 +352,7 @@ class Coordinator:
 
     async def progress(self) -> tuple[int, int]:
         """Count the samples that are loaded or have failed, and all."""
-        counts = [node.actor.num_done.remote() for node in self._nodes.values() if node.is_alive]
+        counts = [node.actor.num_done.remote() for node in self._nodes.living]
         done = await asyncio.gather(*counts, return_exceptions=True)
         return sum(one for one in done if isinstance(one, int)), self._num_rows
 
@@ -425,7 +367,7 @@ class Coordinator:
 
     def _sum_up(self) -> ClusterReport:
         reports = [part.report for part in self._parts if part.report is not None]
-        by_number = sorted(self._nodes.values(), key=lambda node: node.number)  # they have come in any order
+        by_number = sorted(self._nodes, key=lambda node: node.number)  # they have come in any order
         nodes = {node.id: sum(p.num_rows for p in self._parts if p.node is node) for node in by_number}
         return sum_up(reports, nodes=nodes, events=tuple(self._events), seconds=self._seconds)
 
@@ -441,9 +383,8 @@ class Coordinator:
         await self._whole()
         self._fractions[epoch] = fraction, seed
         await self._remember()
-        for node in list(self._nodes.values()):
-            if node.is_alive:
-                self._start(self._bring_ahead(node, epoch, self._terms))
+        for node in self._nodes.living:
+            self._start(self._bring_ahead(node, epoch, self._terms))
 
     async def view(self, node_id: str, epoch: int | None, terms: Terms, brings: bool) -> NodeView:
         """Give what a node serves in an epoch, None for the latest known; with `brings`, when all of it is there."""
@@ -451,26 +392,26 @@ class Coordinator:
         if terms.node_ids:
             self._terms = replace(terms, past=())
         for each in terms.node_ids:
-            await self._hire(each)
-        node, epoch = await self._hire(node_id), max(self._fractions) if epoch is None else epoch
+            await self._nodes.hire(each)
+        node, epoch = await self._nodes.hire(node_id), max(self._fractions) if epoch is None else epoch
         if brings:
             return await self._bring(node, epoch, terms)
         await self._whole()
         return self._view(node, epoch, terms)
 
-    async def _bring_ahead(self, node: _Node, epoch: int, terms: Terms) -> None:
+    async def _bring_ahead(self, node: Node, epoch: int, terms: Terms) -> None:
         """Begin with what will be asked for; what goes wrong is raised to who asks for it, and told until then."""
         try:
             await self._bring(node, epoch, terms)
         except Exception as error:  # noqa: BLE001 - as above
             self._note(f"node {node.id[:8]} could not be brought what it serves in epoch {epoch}: {error}")
 
-    async def _bring(self, node: _Node, epoch: int, terms: Terms) -> NodeView:
+    async def _bring(self, node: Node, epoch: int, terms: Terms) -> NodeView:
         while True:
             await self._whole()
             view = self._view(node, epoch, terms)
             try:
-                await node.actor.borrow.remote(view, self._lenders(), self._description.request)
+                await node.actor.borrow.remote(view, self._nodes.lenders(), self._description.request)
             except LOST:
                 if not node.is_alive:
                     raise
@@ -479,14 +420,7 @@ class Coordinator:
             if self._is_whole and view == self._view(node, epoch, terms):  # and nothing was lost meanwhile
                 return view
 
-    def _lenders(self) -> ray.ObjectRef[Any]:
-        """Give the actors of all nodes by number, put where each node fetches them once, not with every call."""
-        actors = {node.number: node.actor for node in self._nodes.values()}
-        if self._known_lenders is None or actors != self._known_lenders[0]:
-            self._known_lenders = actors, ray.put(actors)
-        return self._known_lenders[1]
-
-    def _view(self, node: _Node, epoch: int, terms: Terms) -> NodeView:
+    def _view(self, node: Node, epoch: int, terms: Terms) -> NodeView:
         pieces = tuple(part.built.piece for part in self._parts if part.built is not None and part.node is node)
         excluded = tuple(
             itertools.chain.from_iterable(part.built.failed for part in self._parts if part.built is not None)
@@ -494,7 +428,7 @@ class Coordinator:
         return NodeView(node.job, node.number, pieces, self._division(epoch, terms), excluded)
 
     def _division(self, epoch: int, terms: Terms) -> Division:
-        num_nodes = 1 + max(node.number for node in self._nodes.values())
+        num_nodes = 1 + max(node.number for node in self._nodes)
         ranges: list[list[tuple[int, int]]] = [[] for _ in range(num_nodes)]
         first = 0
         for part in self._parts:
@@ -542,7 +476,7 @@ class Coordinator:
 
     async def sizes(self) -> dict[str, tuple[int, int]]:
         """Count the bytes that are at home at each living node, and those it has borrowed."""
-        nodes = [node for node in self._nodes.values() if node.is_alive]
+        nodes = self._nodes.living
         sizes = await asyncio.gather(*(node.actor.num_bytes.remote() for node in nodes), return_exceptions=True)
         # One that is just being lost has none.
         return {node.id: size for node, size in zip(nodes, sizes, strict=True) if isinstance(size, tuple)}
@@ -550,25 +484,13 @@ class Coordinator:
     async def close(self) -> None:
         """End the actors of all nodes, and with them what nobody has mapped."""
         self._cancel()
-        await asyncio.gather(*self._hiring.values(), return_exceptions=True)  # whose actors nobody else would end
+        await self._nodes.end()
         self._cancel()
-        for node in self._nodes.values():
-            ray.kill(node.actor)
 
     def _cancel(self) -> None:
         """End what is under way, or the watches would have loaded again what is given up."""
         for task in self._tasks:
             task.cancel()
-
-
-def _named(name: str) -> dict[str, Any]:
-    return {"name": name, "namespace": NAMESPACE, "lifetime": "detached"} if name else {}
-
-
-async def _living_nodes() -> list[dict[str, Any]]:
-    """List the nodes on which work may be done: a head node without cores is not meant for it."""
-    nodes = await asyncio.to_thread(ray.nodes)
-    return [node for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
 
 
 @ray.remote(num_cpus=0)

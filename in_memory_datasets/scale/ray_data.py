@@ -13,7 +13,8 @@ import ray.data
 from numpy.typing import NDArray
 from ray import cloudpickle
 
-from in_memory_datasets.scale.coordinator import LOST, Description
+from in_memory_datasets.scale.coordinator import Description
+from in_memory_datasets.scale.nodes import LOST
 from in_memory_datasets.store.parcels import Parcel, ParcelWriter
 from in_memory_datasets.store.pieces import Pieces
 

@@ -21,8 +21,9 @@ from ray.exceptions import RayTaskError
 from in_memory_datasets.build.bars import progress_bar
 from in_memory_datasets.errors import ConfigError, StoreError
 from in_memory_datasets.rows import RowReader
-from in_memory_datasets.scale.coordinator import LOST, NAMESPACE, Coordinator, Description
+from in_memory_datasets.scale.coordinator import Coordinator, Description
 from in_memory_datasets.scale.division import DEFAULT_FRACTION
+from in_memory_datasets.scale.nodes import LOST, NAMESPACE
 from in_memory_datasets.scale.planning import ClusterPlan
 from in_memory_datasets.scale.reporting import ClusterReport
 from in_memory_datasets.scale.sampler import ShardSampler
@@ -272,6 +273,8 @@ class ShardedDataset(Generic[DatasetT]):
             raise ConfigError("give both rank and node_ids, or neither")
         if node_ids is None:
             rank, node_ids = _gather_nodes()
+        elif unknown := set(node_ids) - {node["NodeID"] for node in ray.nodes() if node["Alive"]}:
+            raise ConfigError(f"node_ids: {sorted(unknown)[0]!r} is no node of the cluster, or was lost")
         terms = Terms(tuple(node_ids), batch_size, drop_last)
         return ShardSampler(dataset, share, terms, shuffle=shuffle, seed=seed, rank=rank or 0)
 

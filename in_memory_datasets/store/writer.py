@@ -381,6 +381,7 @@ class StoreWriter:
             has_work = self._mend is None and (bool(self._left) or LOADED in self._table.status)
             if not has_work:
                 remove_work(self._directory)
+        self._mend = None  # which would lie in memory for as long as somebody still looks at this writer
 
 
 def _intact(journal: Journal, block: Block) -> dict[int, Placed]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from in_memory_datasets import FetchOptions, InMemoryAudioTextDataset, InMemoryImageTextDataset
 from in_memory_datasets.errors import ConfigError, LoadError, MemoryLimitError, StoreError
 from in_memory_datasets.scale import ShardedDataset, load_on_cluster, plan_on_cluster
+from in_memory_datasets.scale.view import Terms
+from in_memory_datasets.store import find_store
 from tests.scale.ranks import all_at_once, end_ranks, living_nodes, on_node, start_ranks
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
@@ -52,6 +55,12 @@ def read_everywhere(sharded: ShardedDataset[Any], epoch: int | None = None) -> l
 
 def expected_pictures(num_samples: int = NUM_SAMPLES) -> list[tuple[int, str, int]]:
     return [(i, f"caption {i}", int(picture(i).astype(int).sum())) for i in range(num_samples)]
+
+
+@pytest.fixture(scope="module")
+def small(cluster: Any) -> Iterator[ShardedDataset[InMemoryImageTextDataset]]:
+    with load_on_cluster(InMemoryImageTextDataset, picture_rows(8), image_size=(8, 6), progress=False) as sharded:
+        yield sharded
 
 
 def test_each_node_holds_a_part_and_together_they_have_every_sample_once() -> None:
@@ -296,6 +305,9 @@ def test_what_failed_is_loaded_again_where_it_belongs(picture_server: Any) -> No
     fetch = FetchOptions(allow_private_addresses=True)
     with load_on_cluster(InMemoryImageTextDataset, rows, image_size=(8, 6), fetch=fetch, progress=False) as sharded:
         assert [failure.index for failure in sharded.report.failures] == [3, 30, 31]
+        views = [
+            ray.get(sharded._coordinator.view.remote(node_id, 0, Terms(), False)) for node_id in sharded.report.nodes
+        ]
         picture_server.missing = {"31.png"}
         picture_server.asked.clear()
         report = sharded.retry_failed(reasons={"http_404"})
@@ -306,6 +318,36 @@ def test_what_failed_is_loaded_again_where_it_belongs(picture_server: Any) -> No
         assert served == [sample for sample in expected_pictures(40) if sample[0] != 31]
         with pytest.raises(ConfigError, match="reasons="):
             sharded.retry_failed(reasons={"boredom"})
+        for view in views:  # what was mended has taken the place of what was there
+            deadline = time.monotonic() + 20
+            while (store := find_store(view.job, view.pieces[0].key)) is not None:
+                store.close()
+                assert time.monotonic() < deadline, "what was replaced is still held"
+                time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda sharded, shard: sharded.reshuffle(-1), "epoch=-1"),
+        (lambda sharded, shard: sharded.reshuffle(True), "epoch=True"),
+        (lambda sharded, shard: sharded.reshuffle(1, fraction=1.5), "fraction=1.5"),
+        (lambda sharded, shard: sharded.reshuffle(1, fraction="half"), "fraction='half'"),
+        (lambda sharded, shard: sharded.sampler(shard, 0), "batch_size=0"),
+        (lambda sharded, shard: sharded.sampler(shard, True), "batch_size=True"),
+        (lambda sharded, shard: sharded.sampler(shard, 4, seed=-1), "seed"),
+        (lambda sharded, shard: sharded.sampler(range(4), 4), "needs what local_shard"),
+        (lambda sharded, shard: sharded.sampler(shard, 4, rank=0), "both rank and node_ids"),
+        (lambda sharded, shard: sharded.sampler(shard, 4, rank=1, node_ids=living_nodes()[:1]), "rank"),
+        (lambda sharded, shard: sharded.sampler(shard, 4, rank=0, node_ids=["nowhere"]), "nowhere"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(
+    small: ShardedDataset[Any], ask: Callable[[Any, Any], object], message: str
+) -> None:
+    """What no epoch, fraction, batch or job can be is a ConfigError that shows it."""
+    with small.local_shard() as shard, pytest.raises(ConfigError, match=message):
+        ask(small, shard)
 
 
 def test_the_driver_can_read_the_shard_of_its_own_node() -> None:

@@ -21,7 +21,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from in_memory_datasets import FetchOptions, InMemoryImageTextDataset
-from in_memory_datasets.errors import StoreError
+from in_memory_datasets.errors import LoadError, StoreError
 from in_memory_datasets.scale import ShardedDataset, load_on_cluster
 from tests.scale.ranks import all_at_once, end_ranks, living_nodes, start_ranks
 
@@ -261,6 +261,31 @@ def test_a_coordinator_that_is_killed_is_told_by_the_nodes_what_they_hold(pictur
         assert (report.num_ok, sum(report.nodes.values())) == (NUM_SAMPLES, NUM_SAMPLES)
         end_ranks(ranks, placed)
     assert len(picture_server.asked) == NUM_SAMPLES
+
+
+def test_a_coordinator_that_is_killed_while_rows_are_loaded_ends_the_load(picture_server: Any) -> None:
+    """With it the rows are gone that it alone had: the error says so, and the name can be used again."""
+    before, errors = pids_of("Coordinator"), []
+
+    def load_and_catch() -> None:
+        try:
+            load(picture_server, name="cut short")
+        except LoadError as error:
+            errors.append(error)
+
+    picture_server.gate.clear()
+    thread = threading.Thread(target=load_and_catch)
+    thread.start()
+    wait_until(lambda: len(picture_server.asked) >= 40)
+    (pid,) = pids_of("Coordinator") - before
+    os.kill(pid, signal.SIGKILL)
+    picture_server.gate.set()
+    thread.join(100)
+    assert [str(error) for error in errors] == [
+        "the cluster's coordinator ended during the load, with the rows that it alone had: load again"
+    ]
+    with load(picture_server, name="cut short") as sharded:
+        assert sharded.report.num_ok == NUM_SAMPLES
 
 
 def test_what_is_lost_while_samples_are_borrowed_is_waited_for(picture_server: Any) -> None:
