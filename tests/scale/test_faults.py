@@ -292,16 +292,16 @@ def test_what_is_lost_while_samples_are_borrowed_is_waited_for(picture_server: A
     """Whoever asks for a shard just when a part of it is found lost is given it when that is there again."""
 
     def lose_a_part_meanwhile(coordinator: Any) -> None:  # seen while a node borrows; a second later it is had back
-        real = coordinator._lenders
+        real = coordinator._nodes.lenders
 
         def lenders() -> Any:
-            coordinator._lenders = real
+            coordinator._nodes.lenders = real
             part = coordinator._parts[0]
             part.built, part.was_lost = None, True
             asyncio.get_running_loop().call_later(1.0, lambda: coordinator._start(coordinator._build(part)))
             return real()
 
-        coordinator._lenders = lenders
+        coordinator._nodes.lenders = lenders
 
     with load(picture_server) as sharded:
         ray.get(sharded._coordinator.__ray_call__.remote(lose_a_part_meanwhile))

@@ -12,6 +12,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,9 @@ def trainers(cluster: Cluster) -> Iterator[list[Any]]:
             cluster.add_node(num_cpus=2, resources={"trainer": 1}, object_store_memory=100 * 2**20) for _ in range(2)
         ]
         cluster.wait_for_nodes()
+    # Whom Ray Train asks for nodes looks for them every 20 s, and may have looked when there was one: it is made anew.
+    with suppress(ValueError):
+        ray.kill(ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator"))
     yield nodes
     for node in nodes:
         if node in cluster.worker_nodes:
