@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import psutil
 import pytest
 
 from tests.lacking import lacks
+from tests.leaks import threads_left
 
 ROOT = Path(__file__).parents[1]
 CORPORA = ROOT.parent / "shared" / "corpora"
@@ -46,15 +46,12 @@ def no_leaks() -> Iterator[None]:
     children = {child.pid for child in psutil.Process().children(recursive=True)}
     yield
     gc.collect()
-    for thread in threading.enumerate():  # what was just told to end, and closes its sockets before it does
-        if thread.name.startswith("in-memory-datasets"):
-            thread.join(2.0)
+    threads = threads_left()  # first: one that is about to end closes its sockets before it does
     left = {
         fd: name
         for fd, name in _descriptors().items()
         if before.get(fd) != name and (_ours(name) or name.startswith("socket:"))
     }
-    threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("in-memory-datasets")]
     new_children = [
         child for child in psutil.Process().children(recursive=True) if child.pid not in children and _is_stray(child)
     ]

@@ -137,6 +137,7 @@ class Coordinator:
 
     async def hire(self) -> None:
         """Start the actors of all nodes, while rows are still on their way here."""
+        await self._recovered()
         await self._nodes.hire_all()
 
     async def _recovered(self) -> None:

@@ -232,7 +232,7 @@ class ShardedDataset(Generic[DatasetT]):
         made: tuple[type[DatasetT], Any] = cloudpickle.loads(self._description.served)
         cls, serving = made
         ask = functools.partial(_ask_view, self._coordinator, ray.get_runtime_context().get_node_id())
-        share = NodeShare(Board(), ask)
+        share = NodeShare(self._description.request.spec, Board(), ask)
         share.show(ask(epoch, share.terms, True))
         return cls._of_share(self._description.request, serving, share)
 

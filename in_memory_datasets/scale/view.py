@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from in_memory_datasets.errors import StoreError
 from in_memory_datasets.scale.division import Division, Past, node_of_samples
+from in_memory_datasets.schema import AudioSpec, ImageSpec
 from in_memory_datasets.store import Block, Store, find_store, open_store
 from in_memory_datasets.store.pieces import Pieces
 
@@ -199,6 +200,7 @@ class NodeShare:
     """What one process serves of what its node does: follows the board, and attaches to what it does not have yet.
 
     Args:
+        spec: What samples were turned into, also where the node has none yet.
         board: Where the node's view stands.
         ask: Gives the view of an epoch on some terms, and where it is told so has all of it brought here first; None in
             worker processes, which only follow.
@@ -207,8 +209,14 @@ class NodeShare:
         terms: On what terms samples are asked for.
     """
 
-    def __init__(self, board: Board, ask: Callable[[int, Terms, bool], NodeView] | None = None) -> None:
+    def __init__(
+        self,
+        spec: ImageSpec | AudioSpec,
+        board: Board,
+        ask: Callable[[int, Terms, bool], NodeView] | None = None,
+    ) -> None:
         reduction.ForkingPickler.register(NodeShare, _reduce_to_handle)
+        self.spec = spec
         self.board = board
         self._ask = ask
         self.terms = Terms()
@@ -258,7 +266,7 @@ class NodeShare:
         for key in self._stores.keys() - stores.keys():
             self._stores[key].close()
         self._stores = stores
-        return version, Pieces(list(stores.values()), numbers), slots
+        return version, Pieces(list(stores.values()), numbers, self.spec), slots
 
     def _attach(self, view: NodeView, key: str, directory: str | None) -> Store:
         if key in self._stores:
@@ -292,4 +300,4 @@ def _no_share() -> None:
 
 def _reduce_to_handle(share: NodeShare) -> tuple[Any, ...]:
     # A worker process has the stores by the dataset's own handles; it attaches when the board says something new.
-    return NodeShare, (share.board,)
+    return NodeShare, (share.spec, share.board)

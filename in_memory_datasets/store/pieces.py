@@ -28,7 +28,7 @@ from in_memory_datasets.schema import (
 )
 from in_memory_datasets.store.block import CLOSED
 from in_memory_datasets.store.store import Store, make_report
-from in_memory_datasets.store.table import LOADED, RowTable, one_batch
+from in_memory_datasets.store.table import LOADED, RowTable, no_records, one_batch
 
 
 class Joined:
@@ -158,7 +158,7 @@ class JoinedTable:
 
     def records(self, slots: NDArray[np.int64]) -> Any:
         """Copy all that is known of some rows, as `RowTable.records` does."""
-        places, batches = [slots[:0]], [self._tables[0].records(slots[:0])]
+        places, batches = [slots[:0]], [no_records()]
         for number, here, there in self._split(slots):
             places.append(here)
             batches.append(self._tables[number].records(there))
@@ -204,6 +204,8 @@ class JoinedTable:
         """Give one caption of each of some rows, as `RowTable.caption` does."""
         if self._only is not None:
             return self._only.caption(slots, numbers)
+        if not self._tables:
+            return []
         # As if all were of the largest table, of which most are; then those that are not, one by one.
         table, first = self._tables[self._largest], self._starts[self._largest]
         stop = first + table.num_rows

@@ -238,6 +238,11 @@ def one_batch(batches: Sequence[Any]) -> Any:
     return next(iter(table.to_batches()), batches[0].slice(0, 0))
 
 
+def no_records() -> Any:
+    """Give the record batch of no rows."""
+    return pa.RecordBatch.from_pylist([], schema=_SCHEMA)
+
+
 def numbers_of(column: Any, dtype: type) -> NDArray[Any]:
     """View an Arrow array of numbers; its own `to_numpy` imports pandas, which takes longer than all else here."""
     buffer, itemsize = column.buffers()[1], np.dtype(dtype).itemsize

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.lacking import needed_package
+from tests.leaks import threads_left
 from tests.serving import LocalServer, QuietHandler
 
 needed_package("ray")
@@ -39,10 +40,7 @@ def no_leaks() -> Iterator[None]:
     before = _blocks()
     yield
     gc.collect()
-    for thread in threading.enumerate():  # what was just told to end
-        if thread.name.startswith("in-memory-datasets"):
-            thread.join(2.0)
-    threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("in-memory-datasets")]
+    threads = threads_left()
     assert not (left := _blocks() - before), f"blocks left open: {left}"
     assert not threads, f"threads left running: {threads}"
 

@@ -219,6 +219,27 @@ def test_a_job_goes_on_with_three_nodes_where_two_left_off(picture_server: Any, 
         end_ranks(ranks, placed)
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_node_that_came_later_serves_what_it_borrows(
+    picture_server: Any, add_node: Callable[[], Any], num_workers: int
+) -> None:
+    """A job that grows has a rank on a node that holds nothing: it borrows its share, and nobody loads anything."""
+    with load(picture_server) as sharded:
+        add_node()
+        placed = living_nodes()
+        ranks = start_ranks(sharded, placed, num_workers=num_workers)
+        assert len(ranks) == 3
+        for epoch in range(2):
+            all_at_once(ranks, "set_epoch", epoch)
+            all_at_once(ranks, "reshuffle", epoch + 1, 0.3)
+            taken = all_at_once(ranks, "take")
+            assert len({len(of_rank) for of_rank in taken}) == 1
+            assert sorted(rows_of(taken)) == ALL_ROWS
+        end_ranks(ranks, placed)
+        assert sharded.report.events == ()
+    assert len(picture_server.asked) == NUM_SAMPLES
+
+
 def test_the_driver_may_leave_and_come_back(picture_server: Any, cluster: Cluster) -> None:
     """A dataset with a name outlives the driver that loaded it; another driver finds it and loads nothing again."""
     script = f"""

@@ -13,6 +13,7 @@ from in_memory_datasets.errors import ConfigError
 from in_memory_datasets.scale.division import Division, Homes, Ranks, ranges_of
 from in_memory_datasets.scale.sampler import ShardSampler
 from in_memory_datasets.scale.view import Board, NodeShare, NodeView, Terms
+from tests.making import IMAGE_SPEC
 
 NODES = {"a": 0, "b": 1, "c": 2}
 
@@ -23,7 +24,7 @@ class Shard:
     def __init__(self, counts: tuple[int, ...], node: int, fraction: float) -> None:
         self.counts, self.node, self.fraction = counts, node, fraction
         self.brought: list[int] = []
-        self.share = NodeShare(Board(), self.ask)
+        self.share = NodeShare(IMAGE_SPEC, Board(), self.ask)
         self.share.show(self.ask(0, self.share.terms, False))
 
     def ask(self, epoch: int, terms: Terms, brings: bool) -> NodeView:

@@ -90,7 +90,7 @@ def test_a_share_attaches_to_what_the_view_names() -> None:
         guests_key(view.division),
         lambda show: make_store(IMAGE_SPEC, [images[row] for row in parts.guests]),
     )
-    with own, guests, closing(NodeShare(Board())) as share:
+    with own, guests, closing(NodeShare(IMAGE_SPEC, Board())) as share:
         share.show(view)
         served = share.current(0)
         assert served is not None
@@ -101,10 +101,20 @@ def test_a_share_attaches_to_what_the_view_names() -> None:
         assert share.current(number) is None
 
 
+def test_a_node_that_holds_nothing_serves_nothing() -> None:
+    """A node that came later serves what it borrows, and until then nothing."""
+    with closing(NodeShare(IMAGE_SPEC, Board())) as share:
+        share.show(NodeView("came later", 2, (), Division(Homes(ranges_of([6, 6, 0])))))
+        served = share.current(0)
+        assert served is not None
+        _, pieces, slots = served
+        assert (pieces.spec, pieces.num_samples, len(slots)) == (IMAGE_SPEC, 0, 0)
+
+
 def test_what_nobody_shows_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no process of the node shows a block, the error says which, after some patience."""
     monkeypatch.setattr(view_module, "_PATIENCE_SECONDS", 0.0)
-    with closing(NodeShare(Board())) as share:
+    with closing(NodeShare(IMAGE_SPEC, Board())) as share:
         share.show(make_view(job="nobody"))
         with pytest.raises(StoreError, match="no process of this node shows its samples"):
             share.current(0)

@@ -147,6 +147,24 @@ def test_captions_come_from_the_row_s_own_store(num_slots: int) -> None:
         assert [table.captions(slot) for slot in range(9)] == [list(texts) for texts in captions]
 
 
+@pytest.mark.parametrize("spec", [IMAGE_SPEC, AUDIO_SPEC])
+def test_no_pieces_are_a_dataset_of_nothing(spec: Any) -> None:
+    """Where a node holds nothing yet there is nothing to serve, to tell of and to save; and that is no error."""
+    nothing = np.zeros(0, np.int64)
+    with Pieces([], [], spec) as pieces:
+        table = pieces.table
+        assert (len(table.status), pieces.num_samples, pieces.num_unique, pieces.nbytes) == (0, 0, 0, 0)
+        assert table.caption(nothing) == table.failures() == pieces.verify() == []
+        assert pieces.report(Effort()).num_samples == 0
+        with pickle.loads(pickle.dumps(pieces)) as again:
+            assert again.spec == spec
+        parcel = cut_parcel(pieces, nothing)
+        with ParcelWriter(spec, encoded=False, num_rows=0) as writer:
+            writer.add(parcel)
+            with writer.finish() as store:
+                assert store.num_samples == 0
+
+
 def test_rows_that_share_a_sample_are_parted_on_the_way() -> None:
     """Where rows of the pieces share samples, each row of a parcel has its own."""
     with StoreWriter(IMAGE_SPEC) as writer:
