@@ -14,6 +14,6 @@ def describe(what: str, error: Exception) -> str:
         >>> describe("reading it", OSError("no answer from https://me:secret@a.example/x"))
         'reading it: OSError: no answer from https://***@a.example/x'
     """
-    message = re.sub(r"\S+://\S+", lambda url: strip_credentials(url[0]), str(error))
+    message = re.sub(r"\S+", lambda word: strip_credentials(word[0]) if "://" in word[0] else word[0], str(error))
     message = message.encode("utf-8", "backslashreplace").decode()
     return f"{what}: {type(error).__name__}: {message}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote_plus, urlsplit, urlunsplit
 
 from in_memory_datasets.errors import ConfigError, SampleError
 
@@ -143,14 +143,14 @@ def names_this_machine(url: str) -> bool:
     return any(part.partition("://")[0].lower() in _LOCAL_SCHEMES for part in parts)
 
 
-# Query fields in which signed or keyed URLs carry what must not be shown.
 # Whatever stands before the "//", and whatever a user is written with: not all readers of URLs agree on what a scheme
 # is, nor on which spaces end an address. In a sentence this may hide words that stand between an address and an "@".
 _USER = re.compile(r"(://)[^/?#]*@")
 _MAY_BE_SECRET = re.compile(r"[@?&;]")
-_SECRET_FIELD = re.compile(
-    r"(?i)([?&;](?:[^=&;]*(?:signature|credential|token|secret|passw|api_?key|access_?key)[^=&;]*|sig|key|auth)=)[^&;#]*"
-)
+_FIELD, _END_OF_FIELD = re.compile(r"[?&;]([^=&;]*)(=?)"), re.compile(r"[&;#]")
+# Query fields in which signed or keyed URLs carry what must not be shown.
+_SECRET_NAME = re.compile(r"signature|credential|token|secret|passw|api_?key|access_?key|(?:\A|[?])(?:sig|key|auth)\Z")
+_DROPPED_BY_READERS = dict.fromkeys(map(ord, "\t\r\n"))  # wherever in a URL: https://url.spec.whatwg.org
 
 
 def strip_credentials(url: str) -> str:
@@ -170,8 +170,19 @@ def strip_credentials(url: str) -> str:
             url = urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
     except ValueError:  # not a URL that can be split: hide whatever stands before an @
         url = re.sub(r"//[^/@]*@", "//***@", url)
-    url = _USER.sub(r"\1***@", url)
-    return _SECRET_FIELD.sub(r"\1***", url)
+    return _hide_fields(_USER.sub(r"\1***@", url))
+
+
+def _hide_fields(url: str) -> str:
+    shown, done = "", 0
+    for field in _FIELD.finditer(url):
+        if field.start() < done or not field[2]:  # in what is hidden, or without a value
+            continue
+        if _SECRET_NAME.search(unquote_plus(field[1].translate(_DROPPED_BY_READERS)).lower()):
+            shown += url[done : field.end()] + "***"
+            end = _END_OF_FIELD.search(url, field.end())
+            done = end.start() if end else len(url)
+    return shown + url[done:]
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,8 +205,9 @@ def addresses() -> Iterator[bytes]:
         b"https://me:\1@a.example:8080/x%2Fy.jpg?size=2#part", b"https://\1@a.example/x.jpg", b"//me:\1@a.example/x",
         b"https://a.example/x.jpg?X-Amz-Credential=\1&X-Amz-Signature=2", b"https://a.example/x?sig=\1;sv=2#a",
         b"zip://a.jpg::s3://me:\1@bucket/x.zip", b"s3://bucket/x.jpg?api_key=\1", b"HTTP://[::1]:80/x y?a=b",
-        "https://bücher.example/ü.jpg?token=\1".encode(), b"data:image/png;base64,R0lGODlh", b"data:,a%20b",
-        b"/data/a.jpg", b"~/a.jpg", b"../b.jpg?auth=\1", b"file:///a.jpg", b"hf://datasets/a/b/c.jpg", b"mailto:\1@a.b",
+        "https://bücher.example/ü.jpg?token=\1".encode(), b"https://a.example/x?t\tok%65n=\1", b"data:,a%20b",
+        b"data:image/png;base64,R0lGODlh", b"/data/a.jpg", b"~/a.jpg", b"../b.jpg?auth=\1", b"file:///a.jpg", b"hf://datasets/a/b/c.jpg",
+        b"mailto:\1@a.b", b"https://a.example/?https://b.example/x.jpg?sig=\1",
     )  # fmt: skip
 
 
