@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
-from urllib.parse import unquote_plus, urlsplit, urlunsplit
+from urllib.parse import unquote_plus, urlsplit
 
 from in_memory_datasets.errors import ConfigError, SampleError
 
@@ -145,7 +146,7 @@ def names_this_machine(url: str) -> bool:
 
 # Whatever stands before the "//", and whatever a user is written with: not all readers of URLs agree on what a scheme
 # is, nor on which spaces end an address. In a sentence this may hide words that stand between an address and an "@".
-_USER = re.compile(r"(://)[^/?#]*@")
+_USER = re.compile(r"(?:\A[\s\0-\x20]*|:[\t\r\n]*)/[\t\r\n]*/([^/?#]*)@")
 _MAY_BE_SECRET = re.compile(r"[@?&;]")
 _FIELD, _END_OF_FIELD = re.compile(r"[?&;]([^=&;]*)(=?)"), re.compile(r"[&;#]")
 # Query fields in which signed or keyed URLs carry what must not be shown.
@@ -164,25 +165,24 @@ def strip_credentials(url: str) -> str:
     """
     if not _MAY_BE_SECRET.search(url):
         return url
-    try:
-        parts = urlsplit(url)
-        if "@" in parts.netloc:
-            url = urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
-    except ValueError:  # not a URL that can be split: hide whatever stands before an @
-        url = re.sub(r"//[^/@]*@", "//***@", url)
-    return _hide_fields(_USER.sub(r"\1***@", url))
-
-
-def _hide_fields(url: str) -> str:
+    # Found in the text as it is given, each for itself: what hides one must not hide where another begins.
     shown, done = "", 0
-    for field in _FIELD.finditer(url):
-        if field.start() < done or not field[2]:  # in what is hidden, or without a value
-            continue
-        if _SECRET_NAME.search(unquote_plus(field[1].translate(_DROPPED_BY_READERS)).lower()):
-            shown += url[done : field.end()] + "***"
-            end = _END_OF_FIELD.search(url, field.end())
-            done = end.start() if end else len(url)
+    users = (user.span(1) for user in _USER.finditer(url))
+    for start, end in sorted((*users, *_secret_values_of(url))):
+        if start > done:
+            shown += url[done:start] + "***"
+        done = max(done, end)
     return shown + url[done:]
+
+
+def _secret_values_of(url: str) -> Iterator[tuple[int, int]]:
+    done = 0
+    while field := _FIELD.search(url, done):
+        done = field.end()
+        if field[2] and _SECRET_NAME.search(unquote_plus(field[1].translate(_DROPPED_BY_READERS)).lower()):
+            end = _END_OF_FIELD.search(url, done)
+            done = end.start() if end else len(url)
+            yield field.end(), done
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ def answers(data: bytes) -> None:
     requests, outcome = asyncio.run(_ask(data))
     if isinstance(outcome, FetchError):
         _check_reason(outcome.reason)
-        assert _SECRET not in str(outcome)
+        assert _SECRET not in str(outcome) or _SECRET.encode() in data  # where the server has written it itself
     else:
         assert 0 < len(outcome) <= _OPTIONS.max_bytes
     ours = base64.b64encode(f"me:{_SECRET}".encode())
