@@ -206,9 +206,10 @@ def addresses() -> Iterator[bytes]:
         b"https://a.example/x.jpg?X-Amz-Credential=\1&X-Amz-Signature=2", b"https://a.example/x?sig=\1;sv=2#a",
         b"zip://a.jpg::s3://me:\1@bucket/x.zip", b"s3://bucket/x.jpg?api_key=\1", b"HTTP://[::1]:80/x y?a=b",
         "https://bücher.example/ü.jpg?token=\1".encode(), b"https://a.example/x?t\tok%65n=\1", b"data:,a%20b",
-        b"data:image/png;base64,R0lGODlh", b"/data/a.jpg", b"~/a.jpg", b"../b.jpg?auth=\1", b"file:///a.jpg", b"hf://datasets/a/b/c.jpg",
-        b"mailto:\1@a.b", b"https://a.example/?https://b.example/x.jpg?sig=\1", b"//[::1@\1],@[::1",
-        b"\xc2\xa0//[::1?sig=@\1", b"https:/\t/me:\1@a.example/x", b"https://a.example/?token=https://;\1@b.example",
+        b"data:image/png;base64,R0lGODlh", b"/data/a.jpg", b"~/a.jpg", b"../b.jpg?auth=\1", b"file:///a.jpg",
+        b"hf://datasets/a/b/c.jpg", b"mailto:\1@a.b", b"https://a.example/?https://b.example/x.jpg?sig=\1",
+        b"//[::1@\1],@[::1", b"\xc2\xa0//[::1?sig=@\1", b"https:/\t/me:\1@a.example/x",
+        b"https://a.example/?token=https://;\1@b.example",
     )  # fmt: skip
 
 
